@@ -1,0 +1,1 @@
+"""What a user does: values in, values out, nothing printed."""

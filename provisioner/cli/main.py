@@ -1,0 +1,85 @@
+"""The `macvm` command: its groups, and the one place that turns an error into two lines and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from provisioner.cli.base import Group, Hinted, options_of
+from provisioner.errors import MacvmError, Problems
+
+_MACHINES = "provisioner.cli.machines"
+_SANDBOX = "provisioner.cli.sandbox"
+
+COMMANDS = {
+    "create": (_MACHINES, "create", "Create and start a VM on the LAN."),
+    "list": (_MACHINES, "list_", "List VMs with their NICs and addresses."),
+    "show": (_MACHINES, "show", "Show one VM."),
+    "start": (_MACHINES, "start", "Start VMs."),
+    "stop": (_MACHINES, "stop", "Shut VMs down through ACPI."),
+    "restart": (_MACHINES, "restart", "Stop VMs and start them again."),
+    "autostart": (_MACHINES, "autostart", "Start VMs with the host, or not."),
+    "delete": (_MACHINES, "delete", "Delete VMs and all that create made for them."),
+    "console": (_MACHINES, "console", "Open a VM's serial console; Ctrl+] ends it."),
+    "wait": (_MACHINES, "wait", "Wait until VMs answer."),
+    "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
+    "image": ("provisioner.cli.images", "image", "The images that VMs are made from."),
+    "gc": ("provisioner.cli.upkeep", "gc", "Finish or undo what was left unfinished."),
+    "sandbox": (_SANDBOX, "sandbox", "A KVM host in namespaces, to try things without touching your LAN."),
+}
+
+
+@click.group(cls=Group, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="macvm", message="macvm %(version)s")
+def cli() -> None:
+    """Put KVM virtual machines straight onto the LAN with macvtap, and keep them reachable from their own host."""
+
+
+def _complain(message: str, hint: str) -> None:
+    message = " ".join(message.split())
+    click.echo(f"{click.style('error:', fg='red')} {message}", err=True)
+    if hint:
+        click.echo(f"{click.style('hint:', fg='cyan')} {' '.join(hint.split())}", err=True)
+
+
+def _usage_hint(error: click.UsageError) -> str:
+    if isinstance(error, Hinted):
+        return error.hint
+    path = error.ctx.command_path if error.ctx else "macvm"
+    return f"`{path} --help` shows how it is used"
+
+
+def report(error: MacvmError) -> int:
+    """Print an error as the contract says, each problem with its hint, and return the exit status."""
+    for problem in error.problems if isinstance(error, Problems) else (error,):
+        _complain(problem.message, problem.hint)
+    return error.status
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point; always ends with `sys.exit`."""
+    try:
+        status = cli.main(args=arguments, prog_name="macvm", standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        status = ended.exit_code
+    except click.UsageError as error:
+        _complain(error.format_message(), _usage_hint(error))
+        status = 2
+    except click.ClickException as error:
+        _complain(error.format_message(), "")
+        status = 2
+    except MacvmError as error:
+        status = report(error)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("", err=True)
+        status = 130
+    except BrokenPipeError:
+        # The reader went away (`macvm list | head`): no complaint, and none from the interpreter's own flush either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+__all__ = ["cli", "main", "options_of", "report"]

@@ -1,0 +1,54 @@
+"""Runs external tools: argument lists only, never a shell; a missing tool is named with the package that has it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from provisioner.errors import MacvmError, Unable
+
+#: Which Debian package brings a tool that macvm runs.
+PACKAGES = {
+    "qemu-img": "qemu-utils",
+    "virsh": "libvirt-clients",
+    "libvirtd": "libvirt-daemon-system",
+    "ip": "iproute2",
+    "bridge": "iproute2",
+    "ping": "iputils-ping",
+    "dnsmasq": "dnsmasq-base",
+    "busybox": "busybox-static",
+    "cpio": "cpio",
+    "syslinux": "syslinux",
+    "mformat": "mtools",
+    "mcopy": "mtools",
+    "openssl": "openssl",
+}
+
+
+class ToolFailed(MacvmError):
+    """An external tool ended with a status other than 0."""
+
+
+def missing_tool(tool: str) -> Unable:
+    package = PACKAGES.get(tool, tool)
+    return Unable(f"{tool} is not installed on this host", f"apt install {package}")
+
+
+def run(argv: Sequence[str | Path], *, stdin: bytes = b"", timeout: float = 60) -> bytes:
+    """Standard output of a tool that ended with status 0.
+
+    Raises Unable when the tool is not installed, ToolFailed with its last line of standard error when it failed or took
+    longer than `timeout` seconds.
+    """
+    words = [str(word) for word in argv]
+    try:
+        done = subprocess.run(words, input=stdin, capture_output=True, timeout=timeout, check=False)
+    except FileNotFoundError as error:
+        raise missing_tool(words[0]) from error
+    except subprocess.TimeoutExpired as error:
+        raise ToolFailed(f"{words[0]} did not end within {timeout:g} s: {' '.join(words)}") from error
+    if done.returncode:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise ToolFailed(f"{words[0]} failed: {lines[-1] if lines else f'status {done.returncode}'}")
+    return done.stdout
