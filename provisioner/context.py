@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from provisioner.errors import Unable, Usage
+from provisioner.host import store as stores
+from provisioner.host.hypervisor import Hypervisor, is_local
+from provisioner.host.journal import Checkpoint, Journal
+from provisioner.host.store import Store
+
 CONFIG = Path("/etc/macvm/config.toml")
+
+#: Keys of the configuration file and of the environment (`MACVM_` and upper case), with their defaults.
+DEFAULTS = {
+    "connect": "qemu:///system",
+    "state_dir": "/var/lib/macvm",
+    "parent": "",
+    "image": "",
+    "virt_type": "auto",
+    "ssh_key": "",
+}
 
 
 @dataclass
@@ -21,3 +41,136 @@ class Options:
     quiet: bool = False
     connect: str | None = None
     state_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is in force: options beat the environment, which beats the configuration file."""
+
+    connect: str
+    state_dir: Path
+    parent: str
+    image: str
+    virt_type: str
+    ssh_key: str
+
+
+def load_settings(options: Options, environment: Mapping[str, str], config: Path = CONFIG) -> Settings:
+    """Raises Usage for a configuration file that cannot be used."""
+    values = dict(DEFAULTS) | _read_config(config)
+    if environment.get("LIBVIRT_DEFAULT_URI"):
+        values["connect"] = environment["LIBVIRT_DEFAULT_URI"]
+    for key in DEFAULTS:
+        values[key] = environment.get(f"MACVM_{key.upper()}") or values[key]
+    values["connect"] = options.connect or values["connect"]
+    values["state_dir"] = options.state_dir or values["state_dir"]
+    return Settings(**{**values, "state_dir": Path(os.path.abspath(values["state_dir"]))})  # type: ignore[arg-type]
+
+
+def _read_config(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    import tomllib
+
+    try:
+        found = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise Usage(f"{path} cannot be read: {error}", "see the README for its keys") from error
+    for key, value in found.items():
+        if key not in DEFAULTS or not isinstance(value, str):
+            raise Usage(f"{path}: {key} is no setting, or no text", f"the settings are {', '.join(DEFAULTS)}")
+    return found
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+@dataclass
+class Context:
+    """What an action works with.
+
+    `say` tells progress to whoever waits; `checkpoint` is called at each step's boundary with its name, for tests to stop
+    there; `clock` is this boot's monotonic time in seconds.
+    """
+
+    settings: Settings
+    hypervisor: Hypervisor
+    say: Callable[[str], None] = _nothing
+    checkpoint: Checkpoint = _nothing
+    clock: Callable[[], float] = time.monotonic
+    _opened: list[Store] = field(default_factory=list)
+
+    @property
+    def state_dir(self) -> Path:
+        return self.settings.state_dir
+
+    @property
+    def images_dir(self) -> Path:
+        return self.state_dir / "images"
+
+    @property
+    def machines_dir(self) -> Path:
+        return self.state_dir / "machines"
+
+    def folder(self, path: Path) -> Path:
+        """A folder of the state directory that QEMU's user may pass through, but not list; made when missing."""
+        path.mkdir(mode=0o711, parents=True, exist_ok=True)
+        return path
+
+    @cached_property
+    def store(self) -> Store:
+        """For commands that change something."""
+        opened = stores.open_store(self.state_dir)
+        self._opened.append(opened)
+        return opened
+
+    @cached_property
+    def reading_store(self) -> Store | None:
+        """For commands that only look: nothing is made or changed by it; None where there is nothing to read."""
+        opened = stores.open_for_reading(self.state_dir)
+        if opened:
+            self._opened.append(opened)
+        return opened
+
+    @property
+    def journal(self) -> Journal:
+        return Journal(self.store, self.checkpoint, self.clock)
+
+    @contextlib.contextmanager
+    def lock(self, name: str) -> Iterator[None]:
+        """Holds a named lock over all macvm processes of this state directory; the kernel drops it with the process."""
+        descriptor = os.open(self.folder(self.state_dir) / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def require_local_root(self, doing: str) -> None:
+        """Raises Unable for a remote or session libvirt, or without root."""
+        uri = self.settings.connect
+        if not is_local(uri):
+            hint = f"ssh {uri.split('://')[-1].split('/')[0] or 'HOST'} sudo macvm …"
+            raise Unable(f"{doing} needs this host's own libvirt, not {uri}", hint)
+        if uri.endswith("/session"):
+            raise Unable(f"{doing} is not possible with {uri}: macvtap needs root", "use qemu:///system")
+        if os.geteuid() != 0:
+            raise Unable(f"{doing} needs root: it makes links, and files that QEMU's user owns", "sudo macvm …")
+
+    def close(self) -> None:
+        self.hypervisor.close()
+        for opened in self._opened:
+            opened.close()
+
+
+def open_context(
+    options: Options,
+    *,
+    readonly: bool,
+    say: Callable[[str], None] = _nothing,
+    environment: Mapping[str, str] | None = None,
+) -> Context:
+    """The context of one command. Nothing is opened yet. `readonly` for commands that only look."""
+    settings = load_settings(options, os.environ if environment is None else environment)
+    return Context(settings, Hypervisor(settings.connect, readonly=readonly), say)

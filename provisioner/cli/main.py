@@ -31,7 +31,9 @@ COMMANDS = {
 }
 
 
-@click.group(cls=Group, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    cls=Group, lazy=COMMANDS, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(package_name="macvm", message="macvm %(version)s")
 def cli() -> None:
     """Put KVM virtual machines straight onto the LAN with macvtap, and keep them reachable from their own host."""

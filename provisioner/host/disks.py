@@ -1,0 +1,255 @@
+"""Disk images, overlays and seeds: the only user of qemu-img and of the ISO writer."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import stat
+import struct
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioner.errors import MacvmError, NotFound, Unable, Usage
+from provisioner.host.commands import ToolFailed, run
+from provisioner.model.machine import human_size
+from provisioner.model.names import printable
+from provisioner.model.seed import VOLUME_LABEL
+
+#: The largest disk that an image may claim: a hostile one of 1 MB can claim 60 TiB.
+MOST_VIRTUAL = 8 << 40
+
+_QCOW2 = b"QFI\xfb"
+_CHUNK = 1 << 20
+
+
+class ImageRefused(Usage):
+    """The file is no image that macvm takes."""
+
+
+@dataclass(frozen=True)
+class DiskImage:
+    """A base image in the local store: `path` is `<digest>.qcow2`; sizes in bytes."""
+
+    path: Path
+    digest: str
+    size: int
+    virtual_size: int
+
+
+def stamp(path: Path) -> str:
+    """What changes when a file's content does, without reading it: inode, size and modification time."""
+    found = path.stat()
+    return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def import_disk(source: Path, folder: Path, checksum: str = "") -> DiskImage:
+    """Takes a raw or qcow2 disk into `folder` as `<sha256>.qcow2`, read-only; `checksum` is the source's, in hexadecimal.
+
+    Raises NotFound, ImageRefused for what is no disk, truncated, or would make QEMU read other files.
+    """
+    try:
+        if not stat.S_ISREG(source.stat().st_mode):
+            raise ImageRefused(f"{source} is no file", "name a disk image: raw or qcow2")
+        head = _head(source)
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {source}", "check the path; `macvm image list` shows what is here") from None
+    except OSError as error:
+        raise Unable(f"{source} cannot be read: {error.strerror}", "check its rights") from None
+    if checksum:
+        found = sha256(source)
+        if found != checksum.lower():
+            hint = f"expected sha256 {checksum.lower()}, found {found}: fetch it again"
+            raise ImageRefused(f"{source} does not have the checksum that was given", hint)
+    is_qcow2 = head.startswith(_QCOW2)
+    if is_qcow2:
+        _check_qcow2(source, head)
+    else:
+        _check_raw(source, head)
+    with _temporary(folder) as temporary:
+        # Into the store first, checked there: nobody can change it between the check and the use.
+        if is_qcow2:
+            _copy(source, temporary)
+            _check_qcow2(temporary, _head(temporary))
+            _check_whole(temporary, source)
+        else:
+            run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", source, temporary], timeout=3600)
+        return _into_store(temporary, folder, ".qcow2")
+
+
+def import_file(source: Path, folder: Path, suffix: str) -> Path:
+    """Takes a kernel or an initramfs into `folder` as `<sha256><suffix>`, read-only."""
+    with _temporary(folder) as temporary:
+        _copy(source, temporary)
+        return _into_store(temporary, folder, suffix).path
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+@contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    descriptor, name = tempfile.mkstemp(prefix=".part-", dir=folder)
+    os.close(descriptor)
+    try:
+        yield Path(name)
+    except OSError as error:
+        raise MacvmError(f"the image cannot be stored in {folder}: {error.strerror}", f"df -h {folder}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(_CHUNK):
+            writer.write(chunk)
+
+
+def _into_store(temporary: Path, folder: Path, suffix: str) -> DiskImage:
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    digest = sha256(temporary)
+    path = folder / f"{digest}{suffix}"
+    # Readable by all, as libvirt's own images are: QEMU's user must read a base; secrets belong into seeds.
+    temporary.chmod(0o444)
+    temporary.rename(path)
+    virtual = _virtual_size(path) if suffix == ".qcow2" else 0
+    return DiskImage(path, digest, path.stat().st_size, virtual)
+
+
+def _virtual_size(path: Path) -> int:
+    return int(struct.unpack_from(">Q", _head(path), 24)[0])
+
+
+def _check_qcow2(path: Path, head: bytes) -> None:
+    """Reads the header itself (QEMU's docs/interop/qcow2.txt): qemu-img would follow the names that stand in it."""
+    refuse = f"{path.name} is refused as an image: "
+    if len(head) < 72:
+        raise ImageRefused(refuse + "its header is cut off", "fetch it again")
+    version, backing = struct.unpack_from(">IQ", head, 4)
+    virtual, encryption = struct.unpack_from(">QI", head, 24)
+    features = struct.unpack_from(">Q", head, 72)[0] if version >= 3 and len(head) >= 80 else 0
+    if version not in (2, 3):
+        raise ImageRefused(refuse + f"it is qcow2 of the unknown version {version}", "qemu-img convert makes version 3")
+    if backing:
+        hint = "make it whole first, where you trust it: qemu-img convert -O qcow2"
+        raise ImageRefused(refuse + "it is an overlay that names another file", hint)
+    if features & 4:
+        raise ImageRefused(refuse + "it keeps its data in another file", "make it whole with qemu-img convert")
+    if encryption:
+        raise ImageRefused(refuse + "it is encrypted", "decrypt it with qemu-img convert")
+    if not 0 < virtual <= MOST_VIRTUAL:
+        size = f"it claims to be a disk of {human_size(virtual)}"
+        raise ImageRefused(refuse + size, f"macvm takes disks of at most {human_size(MOST_VIRTUAL)}")
+
+
+def _check_whole(path: Path, source: Path) -> None:
+    try:
+        run(["qemu-img", "check", "-f", "qcow2", "--output=json", path], timeout=600)
+    except ToolFailed:
+        raise ImageRefused(f"{source} is damaged or cut off: qemu-img check finds errors", "fetch it again") from None
+
+
+def _check_raw(path: Path, head: bytes) -> None:
+    """A raw disk has a boot sector whose partitions lie inside the file."""
+    size = path.stat().st_size
+    if size < 512 or head[510:512] != b"\x55\xaa":
+        raise ImageRefused(f"{path} is no disk image: neither qcow2 nor a raw disk with a boot sector", "is it packed?")
+    for entry in range(446, 510, 16):
+        kind = head[entry + 4]
+        first, count = struct.unpack_from("<II", head, entry + 8)
+        # 0xEE: a GPT's protective entry may cover more than the disk.
+        if kind not in (0, 0xEE) and (first + count) * 512 > size:
+            raise ImageRefused(f"{path} is cut off: a partition ends behind the end of the file", "fetch it again")
+
+
+def create_overlay(base: Path, path: Path, size: int | None) -> None:
+    """A qcow2 overlay of `size` bytes (None: as large as the base) that records what the guest writes."""
+    argv: list[str | Path] = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, path]
+    run([*argv, str(size)] if size else argv)
+    path.chmod(0o600)
+
+
+def create_disk(path: Path, size: int) -> None:
+    """An empty qcow2 disk."""
+    run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(size)])
+    path.chmod(0o600)
+
+
+def backing_files(path: Path) -> list[Path]:
+    """The chain below an overlay that macvm made; not to be asked of a file from elsewhere."""
+    try:
+        chain = json.loads(run(["qemu-img", "info", "-U", "-f", "qcow2", "--output=json", path]))
+    except ToolFailed:
+        return []
+    backing = chain.get("backing-filename")
+    return [Path(backing)] if backing else []
+
+
+def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
+    """An ISO 9660 volume with Joliet and Rock Ridge names, readable by `owner` (user, group) alone: it may hold secrets.
+
+    The same files give the same bytes.
+    """
+    image = _iso(files)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(image)
+        os.fchown(file.fileno(), *owner)
+
+
+def _iso(files: Mapping[str, bytes]) -> bytes:
+    import pycdlib
+
+    iso = pycdlib.PyCdlib()
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=VOLUME_LABEL)
+    folders: dict[str, str] = {"": ""}
+    for number, (name, content) in enumerate(sorted(files.items())):
+        folder, _, leaf = name.rpartition("/")
+        short = _iso_folder(iso, folder, folders)
+        iso.add_fp(
+            io.BytesIO(content),
+            len(content),
+            f"{short}/F{number:04}.;1",
+            rr_name=leaf,
+            joliet_path=f"/{name}",
+        )
+    result = io.BytesIO()
+    iso.write_fp(result)
+    iso.close()
+    return result.getvalue()
+
+
+def _iso_folder(iso: object, folder: str, folders: dict[str, str]) -> str:
+    """The ISO path of a folder, whose level-1 names are numbered; made with those above it when missing."""
+    if folder not in folders:
+        above, _, leaf = folder.rpartition("/")
+        short = f"{_iso_folder(iso, above, folders)}/D{len(folders):04}"
+        iso.add_directory(short, rr_name=leaf, joliet_path=f"/{folder}")  # type: ignore[attr-defined]
+        folders[folder] = short
+    return folders[folder]
+
+
+def remove_file(path: Path, inside: Path) -> None:
+    """Deletes a file that macvm recorded as its own. Gone already is fine.
+
+    Raises Unable for one outside `inside`, or reached through a symlink: the record may have been tampered with.
+    """
+    parent = path.parent
+    if path.is_symlink() or parent.resolve() != parent or not parent.is_relative_to(inside.resolve()):
+        raise Unable(f"{printable(str(path), 200)} is not deleted: it is not inside {inside}", "look at it yourself")
+    path.unlink(missing_ok=True)

@@ -1,0 +1,305 @@
+"""libvirt, and the only importer of it: error codes become our errors, and no call waits for ever.
+
+The event loop is registered before the connection is opened, and runs in a thread: without it keepalive cannot break a call
+that hangs in a stopped daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import libvirt
+
+from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
+from provisioner.model.domain_xml import found_machine
+from provisioner.model.machine import FoundMachine
+from provisioner.model.names import printable
+
+#: Keepalive: a daemon that is silent for this many seconds, this many times, is taken for hung.
+_KEEPALIVE = (2, 2)
+
+_STATES = {
+    libvirt.VIR_DOMAIN_NOSTATE: "unknown",
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "stopping",
+    libvirt.VIR_DOMAIN_SHUTOFF: "off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
+}
+
+_START_DAEMON = "is it running? systemctl start libvirtd (or virtqemud)"
+_loop = threading.Lock()
+_loop_runs = False
+
+
+def is_local(uri: str) -> bool:
+    """Whether a connection's domains run on this very host."""
+    parts = urlsplit(uri)
+    _, _, transport = parts.scheme.partition("+")
+    return not parts.hostname and transport in ("", "unix")
+
+
+def _start_event_loop() -> None:
+    global _loop_runs  # noqa: PLW0603 - libvirt's event loop is one for the process as well
+    with _loop:
+        if _loop_runs:
+            return
+        # libvirt prints errors to standard error by itself, beside raising them.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True).start()
+        _loop_runs = True
+
+
+def _run_event_loop() -> None:
+    while libvirt.virEventRunDefaultImpl() == 0:
+        pass
+
+
+@contextlib.contextmanager
+def _translated(doing: str) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise _our_error(error, doing) from error
+
+
+_OUR_ERRORS = {
+    libvirt.VIR_ERR_NO_DOMAIN: (NotFound, "macvm list"),
+    libvirt.VIR_ERR_DOM_EXIST: (Taken, "choose another name; `macvm list` and `virsh list --all` show those in use"),
+    libvirt.VIR_ERR_AUTH_FAILED: (Unable, "run as root, or join the libvirt group (which is root too)"),
+    libvirt.VIR_ERR_AUTH_CANCELLED: (Unable, "run as root, or join the libvirt group (which is root too)"),
+    libvirt.VIR_ERR_OPERATION_DENIED: (Unable, "run as root: sudo macvm …"),
+    libvirt.VIR_ERR_NO_CONNECT: (HypervisorFailed, _START_DAEMON),
+}
+
+
+def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
+    message = (error.get_error_message() or str(error)).strip()
+    if "keepalive" in message or "connection closed" in message.lower() or "end of file" in message.lower():
+        hint = "the daemon hangs or has ended: systemctl status libvirtd (or virtqemud)"
+        return HypervisorFailed(f"libvirt stopped answering while {doing}", hint)
+    kind, hint = _OUR_ERRORS.get(error.get_error_code(), (HypervisorFailed, "journalctl -u libvirtd says more"))
+    return kind(f"libvirt refused {doing}: {message}", hint)
+
+
+class Hypervisor:
+    """One connection, opened at the first call. Machines are named by their UUID, so that none is mistaken for another
+    that took its name."""
+
+    def __init__(self, uri: str, *, readonly: bool) -> None:
+        self.uri = uri
+        self._readonly = readonly
+        self._connection: libvirt.virConnect | None = None
+
+    @property
+    def is_local(self) -> bool:
+        return is_local(self.uri)
+
+    def open(self) -> libvirt.virConnect:
+        """Raises HypervisorFailed where no daemon answers, Unable without the rights."""
+        if self._connection is not None:
+            return self._connection
+        _start_event_loop()
+        try:
+            connect = libvirt.openReadOnly if self._readonly else libvirt.open
+            connection = connect(self.uri)
+            connection.setKeepAlive(*_KEEPALIVE)
+        except libvirt.libvirtError as error:
+            raise self._cannot_open(error) from error
+        self._connection = connection
+        return connection
+
+    def _cannot_open(self, error: libvirt.libvirtError) -> Exception:
+        code, message = error.get_error_code(), (error.get_error_message() or str(error)).strip()
+        denied = code in (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED)
+        if denied or "Permission denied" in message:
+            hint = "run as root: sudo macvm … (the libvirt group is root too)"
+            return Unable(f"libvirt at {self.uri} does not let you in: {message}", hint)
+        hint = _START_DAEMON if self.is_local else "is the address right, and does ssh to it work?"
+        return HypervisorFailed(f"libvirt at {printable(self.uri, 200)} is not reachable: {message}", hint)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            with contextlib.suppress(libvirt.libvirtError):
+                self._connection.close()
+            self._connection = None
+
+    # looking
+
+    def machines(self) -> list[FoundMachine]:
+        """Every domain, macvm's or not, by name: one call for all states, one XML for each."""
+        found = []
+        with _translated("to list its domains"):
+            for domain, facts in self.open().getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
+                state = _STATES.get(facts.get("state.state"), "unknown")
+                # Deleted in between by someone else: no longer one of them.
+                with contextlib.suppress(NotFound), _translated("to show a domain"):
+                    found.append(found_machine(domain.XMLDesc(), state))
+        return sorted(found, key=lambda machine: machine.name)
+
+    def find(self, name: str) -> FoundMachine | None:
+        """The domain of that name or UUID."""
+        with _translated(f"to look for {printable(name, 70)}"):
+            connection = self.open()
+            for look in (connection.lookupByName, connection.lookupByUUIDString):
+                try:
+                    return self._found(look(name))
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                        raise
+        return None
+
+    def get(self, name: str) -> FoundMachine:
+        """Raises NotFound."""
+        found = self.find(name)
+        if found is None:
+            raise NotFound(f"no machine is named {printable(name, 70)}", "`macvm list` shows all there are")
+        return found
+
+    def _found(self, domain: libvirt.virDomain) -> FoundMachine:
+        state, _ = domain.state()
+        return found_machine(domain.XMLDesc(), _STATES.get(state, "unknown"), bool(domain.autostart()))
+
+    def _domain(self, uuid: str) -> libvirt.virDomain:
+        return self.open().lookupByUUIDString(uuid)
+
+    def state(self, uuid: str) -> str | None:
+        """None where there is no such domain."""
+        with _translated("to tell a machine's state"):
+            try:
+                return _STATES.get(self._domain(uuid).state()[0], "unknown")
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return None
+                raise
+
+    def networks(self) -> dict[str, bool]:
+        """Names of libvirt's own networks, and whether each is active."""
+        with _translated("to list its networks"):
+            return {network.name(): bool(network.isActive()) for network in self.open().listAllNetworks()}
+
+    def qemu_user(self) -> tuple[int, int]:
+        """User and group that QEMU runs as, from the daemon's own capabilities."""
+        with _translated("to show its capabilities"):
+            capabilities = self.open().getCapabilities()
+        label = re.search(r"<model>dac</model>.*?<baselabel[^>]*>\+(\d+):\+(\d+)</baselabel>", capabilities, re.DOTALL)
+        if label:
+            return int(label[1]), int(label[2])
+        for user in ("libvirt-qemu", "qemu"):
+            with contextlib.suppress(KeyError):
+                entry = pwd.getpwnam(user)
+                return entry.pw_uid, entry.pw_gid
+        return 0, 0
+
+    def daemon(self) -> str:
+        """Tells one run of the local daemon from another: after a restart no call of an earlier client is in flight."""
+        for name in ("virtqemud", "libvirtd"):
+            with contextlib.suppress(OSError, IndexError):
+                pid = int(Path(f"/run/{name}.pid").read_text())
+                started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+                return f"{name} {pid} {started}"
+        return ""
+
+    # changing
+
+    def define(self, xml: str, name: str) -> None:
+        """Raises HypervisorFailed for XML that libvirt's schema does not allow, Taken for a name in use."""
+        with _translated(f"to define {name}"):
+            try:
+                self.open().defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+            except libvirt.libvirtError as error:
+                if "already exists with uuid" in str(error):
+                    hint = "choose another name; `macvm list` shows those in use"
+                    raise Taken(f"a machine named {name} exists already", hint) from error
+                raise
+
+    def start(self, uuid: str, name: str, *, paused: bool) -> None:
+        """Paused, the guest has not run an instruction and its macvtaps are down."""
+        with _translated(f"to start {name}"):
+            self._domain(uuid).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def resume(self, uuid: str, name: str) -> None:
+        with _translated(f"to resume {name}"):
+            self._domain(uuid).resume()
+
+    def shutdown(self, uuid: str, name: str) -> None:
+        """Asks the guest through ACPI; returns at once."""
+        with _translated(f"to shut {name} down"), self._gone_is_fine():
+            self._domain(uuid).shutdown()
+
+    def destroy(self, uuid: str, name: str) -> None:
+        """Cuts the power. Off already, or gone, is fine."""
+        with _translated(f"to cut the power of {name}"), self._gone_is_fine():
+            self._domain(uuid).destroy()
+
+    def undefine(self, uuid: str, name: str) -> None:
+        """Removes the definition, with what hangs on it. Gone already is fine."""
+        flags = (
+            libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+            | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+        )
+        with _translated(f"to undefine {name}"), self._gone_is_fine():
+            self._domain(uuid).undefineFlags(flags)
+
+    def set_autostart(self, uuid: str, name: str, on: bool) -> None:
+        with _translated(f"to change autostart of {name}"):
+            self._domain(uuid).setAutostart(on)
+
+    def definition(self, uuid: str) -> str:
+        """The saved definition's XML, secrets left out."""
+        with _translated("to show a definition"):
+            return str(self._domain(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+    def wait_until_off(self, uuid: str, timeout: float, *, every: Callable[[], None] | None = None) -> bool:
+        """True once the domain is off or gone, False after `timeout` seconds. `every` is called between looks."""
+        deadline = time.monotonic() + timeout
+        while self.state(uuid) not in (None, "off", "crashed"):
+            if time.monotonic() >= deadline:
+                return False
+            if every:
+                every()
+            time.sleep(0.1)
+        return True
+
+    @contextlib.contextmanager
+    def _gone_is_fine(self) -> Iterator[None]:
+        try:
+            yield
+        except libvirt.libvirtError as error:
+            code = error.get_error_code()
+            off = code == libvirt.VIR_ERR_OPERATION_INVALID and "not running" in str(error)
+            if code != libvirt.VIR_ERR_NO_DOMAIN and not off:
+                raise
+
+
+def kvm_problem() -> str:
+    """Why this host cannot run KVM guests; empty where it can.
+
+    `/dev/kvm` alone proves nothing: under some hypervisors it opens although the CPU offers neither VMX nor SVM, and a
+    guest then hangs at its first instruction.
+    """
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    machine = os.uname().machine
+    if machine != "x86_64":
+        return ""
+    with contextlib.suppress(OSError):
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if flags and not {"vmx", "svm"} & set(flags[1].split()):
+            return "/dev/kvm is there, but the CPU shows neither vmx nor svm"
+    return ""

@@ -1,0 +1,194 @@
+"""The journal of unfinished work: what was intended and what was done, so that a killed macvm can be cleaned up after.
+
+A row belongs to the process that holds a lock on it: byte ID of `journal.lock`, as an open-file-description lock
+(fcntl(2), F_OFD_SETLK), which the kernel drops when that process ends, however it ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from provisioner.host.store import Store, claim_in, now
+
+_LOCK_FILE = "journal.lock"
+# linux/fcntl.h; Python 3.11 has no names for them.
+_F_OFD_SETLK = 37
+
+#: A hook that a test sets to stop, or kill, at a named boundary such as `create:disk:before`.
+Checkpoint = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A row as it was found. `began` is for people; `age` is in seconds of this boot, None when it is of another boot.
+
+    `looked` is when a recovery first found no effect of an intended call, in seconds of this boot's monotonic clock, and
+    `daemon` the libvirt daemon that was asked.
+    """
+
+    id: int
+    action: str
+    machine: str
+    uuid: str
+    facts: Mapping[str, Any]
+    began: str
+    age: float | None
+    looked: float | None
+    daemon: str
+    steps: Mapping[str, str]
+
+
+def boot_id() -> str:
+    """Changes with every boot of the host: monotonic times of two boots cannot be compared."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+class Work:
+    """One open row. Steps are recorded as intended before they begin; that the one before is done is written with it."""
+
+    def __init__(self, journal: Journal, row: int, action: str, lock: int) -> None:
+        self._journal = journal
+        self._row = row
+        self._action = action
+        self._lock = lock
+        self._last = ""
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        with self._journal.store.change() as db:
+            if self._last:
+                sql = "UPDATE steps SET state = 'done' WHERE journal = ? AND step = ?"
+                db.execute(sql, (self._row, self._last))
+            db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, 'intended')", (self._row, name))
+        self._last = ""
+        self._journal.checkpoint(f"{self._action}:{name}:before")
+        yield
+        self._last = name
+        self._journal.checkpoint(f"{self._action}:{name}:after")
+
+    def close(self) -> None:
+        """The work is finished, or wholly undone."""
+        with self._journal.store.change() as db:
+            db.execute("DELETE FROM journal WHERE id = ?", (self._row,))
+        self.leave()
+
+    def leave(self) -> None:
+        """Lets go of the row without closing it: somebody must look at it later."""
+        os.close(self._lock)
+
+    def keep_uncertain(self, clock: float, daemon: str) -> None:
+        """Keeps the row for a later look; the first look's time and daemon stay."""
+        with self._journal.store.change() as db:
+            sql = "UPDATE journal SET looked = ?, daemon = ?, boot = ? WHERE id = ? AND looked IS NULL"
+            db.execute(sql, (clock, daemon, boot_id(), self._row))
+        self.leave()
+
+
+class Journal:
+    """The rows of one store. `clock` gives seconds of this boot's monotonic clock."""
+
+    def __init__(self, store: Store, checkpoint: Checkpoint, clock: Callable[[], float] = time.monotonic) -> None:
+        self.store = store
+        self.checkpoint = checkpoint
+        self.clock = clock
+
+    def begin(
+        self,
+        action: str,
+        machine: str,
+        uuid: str,
+        facts: Mapping[str, Any],
+        macs: Iterable[str] = (),
+        leases: Iterable[tuple[str, str, str, str]] = (),
+    ) -> Work:
+        """Opens a row, together with the claims that the work begins with: both or neither. Raises Taken."""
+        with self.store.change() as db:
+            claim_in(db, uuid, machine, macs, leases)
+            sql = "INSERT INTO journal (action, machine, uuid, facts, began, boot, clock) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            values = (action, machine, uuid, json.dumps(facts), now(), boot_id(), self.clock())
+            row = db.execute(sql, values).lastrowid
+            assert row is not None
+            # Before the commit makes the row visible: nobody can find it unlocked.
+            lock = self._try_lock(row)
+            assert lock is not None
+        self.checkpoint(f"{action}:begin:after")
+        return Work(self, row, action, lock)
+
+    def unfinished(self) -> list[Unfinished]:
+        """Every row, locked or not."""
+        steps: dict[int, dict[str, str]] = {}
+        for row in self.store.rows("SELECT * FROM steps"):
+            steps.setdefault(row["journal"], {})[row["step"]] = row["state"]
+        boot, clock = boot_id(), self.clock()
+        return [
+            Unfinished(
+                id=row["id"],
+                action=row["action"],
+                machine=row["machine"],
+                uuid=row["uuid"],
+                facts=json.loads(row["facts"]),
+                began=row["began"],
+                age=max(0.0, clock - row["clock"]) if row["boot"] == boot else None,
+                looked=row["looked"] if row["boot"] == boot else (None if row["looked"] is None else float("-inf")),
+                daemon=row["daemon"],
+                steps=steps.get(row["id"], {}),
+            )
+            for row in self.store.rows("SELECT * FROM journal ORDER BY id")
+        ]
+
+    def abandoned(self) -> list[Unfinished]:
+        """Rows whose process is gone."""
+        return [row for row in self.unfinished() if not self._is_locked(row.id)]
+
+    def adopt(self, row: Unfinished) -> Work | None:
+        """Takes an abandoned row over; None when its process lives after all, or someone else has settled it."""
+        lock = self._try_lock(row.id)
+        if lock is None:
+            return None
+        if not self.store.rows("SELECT 1 FROM journal WHERE id = ?", (row.id,)):
+            os.close(lock)
+            return None
+        return Work(self, row.id, f"recover-{row.action}", lock)
+
+    def _lock_file(self, flags: int) -> int:
+        return os.open(self.store.path.parent / _LOCK_FILE, flags | os.O_CLOEXEC, 0o644)
+
+    def _try_lock(self, row: int) -> int | None:
+        descriptor = self._lock_file(os.O_RDWR | os.O_CREAT)
+        # struct flock: l_type, l_whence, l_start, l_len, l_pid
+        wish = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, row, 1, 0)
+        try:
+            fcntl.fcntl(descriptor, _F_OFD_SETLK, wish)
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return None
+            raise
+        return descriptor
+
+    def _is_locked(self, row: int) -> bool:
+        """Asks without taking the lock: a reader that took it for a moment would hide the row from a recovery."""
+        try:
+            descriptor = self._lock_file(os.O_RDONLY)
+        except OSError:
+            return False
+        try:
+            ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, row, 1, 0)
+            # F_OFD_GETLK
+            answer = fcntl.fcntl(descriptor, 36, ask)
+        finally:
+            os.close(descriptor)
+        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)

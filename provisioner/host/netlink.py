@@ -1,0 +1,230 @@
+"""Reads the kernel's links, addresses, routes and neighbours: one rtnetlink dump each over the standard library's socket.
+
+pyroute2 takes 95 ms to import, which no command that only looks should pay. Layouts: linux/rtnetlink.h, linux/if_link.h,
+linux/neighbour.h.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioner.errors import MacvmError, NotFound
+from provisioner.model.nic import Address, Interface
+
+_RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
+_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 1, 0x300, 0x10
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_NTF_PROXY = 0x08
+
+ARPHRD_ETHER = 1
+
+#: linux/if_link.h, enum macvlan_mode
+_MACVLAN_MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthrough", 16: "source"}
+
+Attributes = dict[int, bytes]
+
+
+class NetlinkFailed(MacvmError):
+    """The kernel refused to show something."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """A network link. `mode` is a macvlan's or macvtap's, in libvirt's spelling; `lower` the index of the link it sits on
+    (0: none, or in another namespace); `enslaved_to` the index of the bridge or bond it is a port of."""
+
+    index: int
+    name: str
+    mac: str
+    mtu: int
+    kind: str
+    up: bool
+    carrier: bool
+    hardware: int
+    lower: int
+    enslaved_to: int
+    alias: str
+    mode: str
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the main table. `protocol` tells who made it."""
+
+    destination: ipaddress.IPv4Network | ipaddress.IPv6Network
+    device: int
+    source: Address | None
+    gateway: Address | None
+    protocol: int
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """An entry of the neighbour table, or, with `proxy`, an address that the host answers for."""
+
+    address: Address
+    device: int
+    mac: str
+    state: int
+    proxy: bool
+
+
+def _attributes(data: bytes, offset: int) -> Attributes:
+    found: Attributes = {}
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("HH", data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+def _dump(kind: int, request: bytes) -> list[bytes]:
+    """Payloads of the answers to one dump; asked again when the kernel says that it changed meanwhile."""
+    for _ in range(8):
+        answers, interrupted = [], False
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
+            channel.bind((0, 0))
+            header = struct.pack("IHHII", 16 + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+            channel.send(header + request)
+            done = False
+            while not done:
+                data, offset = channel.recv(1 << 18), 0
+                while offset < len(data):
+                    length, answer, flags = struct.unpack_from("IHH", data, offset)
+                    interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+                    if answer == _NLMSG_ERROR:
+                        number = -struct.unpack_from("i", data, offset + 16)[0]
+                        raise NetlinkFailed(f"the kernel refused a netlink dump: {os.strerror(number)}")
+                    if answer == _NLMSG_DONE:
+                        done = True
+                        break
+                    answers.append(data[offset + 16 : offset + length])
+                    offset += (length + 3) & ~3
+        if not interrupted:
+            return answers
+    return answers
+
+
+def _text(data: bytes | None) -> str:
+    return (data or b"").rstrip(b"\0").decode(errors="replace")
+
+
+def _number(data: bytes | None) -> int:
+    return int.from_bytes(data or b"", "little" if struct.pack("H", 1) == b"\1\0" else "big")
+
+
+def links() -> list[Link]:
+    """Every link of this network namespace."""
+    found = []
+    for data in _dump(_RTM_GETLINK, struct.pack("BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, hardware, index, flags, _ = struct.unpack_from("BxHiII", data)
+        attributes = _attributes(data, 16)
+        info = _attributes(attributes.get(18, b""), 0)  # IFLA_LINKINFO
+        kind = _text(info.get(1))
+        mode = ""
+        if kind in ("macvlan", "macvtap"):
+            mode = _MACVLAN_MODES.get(_number(_attributes(info.get(2, b""), 0).get(1)), "")
+        found.append(
+            Link(
+                index=index,
+                name=_text(attributes.get(3)),
+                mac=attributes.get(1, b"").hex(":"),
+                mtu=_number(attributes.get(4)),
+                kind=kind,
+                up=bool(flags & 1),
+                carrier=bool(_number(attributes.get(33))),
+                hardware=hardware,
+                # IFLA_LINK of a veth is its peer, which is no lower link.
+                lower=_number(attributes.get(5)) if kind != "veth" and 37 not in attributes else 0,
+                enslaved_to=_number(attributes.get(10)),
+                alias=_text(attributes.get(20)),
+                mode=mode,
+            )
+        )
+    return found
+
+
+def find_link(name: str) -> Link | None:
+    return next((link for link in links() if link.name == name), None)
+
+
+def get_link(name: str) -> Link:
+    """Raises NotFound."""
+    link = find_link(name)
+    if link is None:
+        raise NotFound(f"there is no link {name} on this host", "`ip link` shows all there are")
+    return link
+
+
+def addresses(device: int) -> list[Interface]:
+    """Addresses of a link that others may use: global scope, not tentative in vain."""
+    found: list[Interface] = []
+    for data in _dump(_RTM_GETADDR, struct.pack("BBBBi", socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, length, _, scope, index = struct.unpack_from("BBBBi", data)
+        if index != device or scope != 0:
+            continue
+        attributes = _attributes(data, 8)
+        packed = attributes.get(2) or attributes.get(1)  # IFA_LOCAL, IFA_ADDRESS
+        if packed:
+            found.append(ipaddress.ip_interface((ipaddress.ip_address(packed), length)))
+    return found
+
+
+def routes(family: int = socket.AF_UNSPEC) -> list[Route]:
+    """Unicast routes of the main table."""
+    return list(_routes(family))
+
+
+def _routes(family: int) -> Iterator[Route]:
+    for data in _dump(_RTM_GETROUTE, struct.pack("BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)):
+        kind, length, _, _, table, protocol, _, route_type = struct.unpack_from("8B", data)
+        if kind not in (socket.AF_INET, socket.AF_INET6) or table != 254 or route_type != 1:
+            continue
+        attributes = _attributes(data, 12)
+        empty = bytes(4 if kind == socket.AF_INET else 16)
+        source, gateway = attributes.get(7), attributes.get(5)
+        yield Route(
+            destination=ipaddress.ip_network((attributes.get(1, empty), length)),
+            device=_number(attributes.get(4)),
+            source=ipaddress.ip_address(source) if source else None,
+            gateway=ipaddress.ip_address(gateway) if gateway else None,
+            protocol=protocol,
+        )
+
+
+def neighbours(*, proxies: bool = False) -> list[Neighbour]:
+    """The neighbour table, or the proxy entries."""
+    found = []
+    flags = _NTF_PROXY if proxies else 0
+    for data in _dump(_RTM_GETNEIGH, struct.pack("BxHiHBB", socket.AF_UNSPEC, 0, 0, 0, flags, 0)):
+        family, _, device, state, entry_flags, _ = struct.unpack_from("BxHiHBB", data)
+        if family not in (socket.AF_INET, socket.AF_INET6):
+            continue
+        attributes = _attributes(data, 12)
+        if 1 in attributes:
+            address = ipaddress.ip_address(attributes[1])
+            mac = attributes.get(2, b"").hex(":")
+            found.append(Neighbour(address, device, mac, state, bool(entry_flags & _NTF_PROXY)))
+    return found
+
+
+def default_parent() -> str | None:
+    """Name of the default route's link, IPv4's before IPv6's."""
+    names = {link.index: link.name for link in links()}
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for route in routes(family):
+            if route.destination.prefixlen == 0 and route.device in names:
+                return names[route.device]
+    return None
+
+
+def is_wireless(name: str) -> bool:
+    return any(Path("/sys/class/net", name, entry).exists() for entry in ("wireless", "phy80211"))

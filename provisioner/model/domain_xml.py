@@ -1,0 +1,281 @@
+"""A machine to libvirt's domain XML, and back. The only importer of lxml; XML is built from nodes, never from strings.
+
+Elements are those of https://libvirt.org/formatdomain.html.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lxml import etree
+
+from provisioner.errors import Usage
+from provisioner.model.machine import FoundMachine, FoundNic, Machine, Marks
+from provisioner.model.names import Mac
+from provisioner.model.nic import MacvtapMode, Nic
+
+#: macvm's namespace in `<metadata>`; libvirt keeps foreign namespaces there as they are.
+NAMESPACE = "urn:macvm:machine:1"
+_PREFIX = "macvm"
+_NS = f"{{{NAMESPACE}}}"
+
+#: Root ports left free on q35, so that NICs can be attached while the machine runs: each port takes one device.
+SPARE_ROOT_PORTS = 14
+
+Element = etree._Element
+
+
+def _parser() -> etree.XMLParser:
+    # No entities, no DTD, no network: templates and domains may come from anyone.
+    return etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
+
+
+def parse(text: str | bytes, what: str) -> Element:
+    """The root of a domain's XML. Raises Usage where it is no XML, no domain, or brings a document type of its own."""
+    hint = "a template is a libvirt domain, as `virsh dumpxml` prints it"
+    try:
+        root = etree.fromstring(text.encode() if isinstance(text, str) else text, _parser())
+    except etree.XMLSyntaxError as error:
+        raise Usage(f"{what} is no XML: {error.msg}", hint) from None
+    if root.getroottree().docinfo.doctype:
+        raise Usage(f"{what} has a document type declaration, which could hide entities", "take the <!DOCTYPE …> out")
+    if root.tag != "domain":
+        raise Usage(f"{what} is no libvirt domain: its root element is <{root.tag}>", hint)
+    return root
+
+
+def _child(parent: Element, tag: str) -> Element:
+    """The first child of that name; made when missing."""
+    found = parent.find(tag)
+    return etree.SubElement(parent, tag) if found is None else found
+
+
+def _set_text(parent: Element, tag: str, text: str) -> Element:
+    element = _child(parent, tag)
+    for inner in list(element):
+        element.remove(inner)
+    element.text = text
+    return element
+
+
+def _drop(parent: Element, *tags: str) -> None:
+    for tag in tags:
+        for element in parent.findall(tag):
+            parent.remove(element)
+
+
+def domain_xml(machine: Machine, template: str | bytes, what: str = "the template") -> str:
+    """The domain that libvirt is to define. Name, UUID, memory, CPUs, disks, NICs and macvm's metadata are the machine's;
+    all else is the template's. Raises Usage for a template that is no domain."""
+    root = parse(template, what)
+    for comment in root.xpath("//comment()"):
+        comment.getparent().remove(comment) if comment.getparent() is not None else None
+    root.set("type", machine.virt_type)
+    _drop(root, "memory", "currentMemory", "maxMemory", "vcpus", "genid")
+    _set_text(root, "name", machine.name)
+    _set_text(root, "uuid", machine.uuid)
+    _fill_marks(root, machine.marks)
+    _set_text(root, "memory", str(machine.memory // 1024)).set("unit", "KiB")
+    _set_text(root, "vcpu", str(machine.vcpus))
+    _fill_cpu(root, machine.virt_type)
+    _fill_boot(root, machine)
+    _child(_child(root, "features"), "acpi")
+    devices = _child(root, "devices")
+    _fill_disks(devices, machine)
+    _fill_serial_log(devices, machine.serial_log)
+    _drop(devices, "interface")
+    for nic in machine.nics:
+        devices.append(interface(nic))
+    _fill_vnc(devices, machine)
+    _fill_root_ports(root, devices)
+    _order(root)
+    etree.indent(root)
+    return etree.tostring(root, encoding="unicode") + "\n"
+
+
+def interface(nic: Nic) -> Element:
+    """The `<interface>` of a NIC. The mode is always said: libvirt's own default is VEPA."""
+    element = etree.Element("interface", type="direct" if nic.direct else "network")
+    etree.SubElement(element, "mac", address=nic.mac)
+    if nic.direct:
+        # Off: a guest must not be able to change the host device's MAC; multicast is let through from the host's side.
+        element.set("trustGuestRxFilters", "no")
+        etree.SubElement(element, "source", dev=nic.parent, mode=nic.mode.value)
+        etree.SubElement(element, "target", dev=nic.device)
+    else:
+        etree.SubElement(element, "source", network=nic.libvirt_network)
+    etree.SubElement(element, "model", type=nic.model)
+    return element
+
+
+def _fill_marks(root: Element, marks: Marks) -> None:
+    metadata = _child(root, "metadata")
+    _drop(metadata, f"{_NS}machine")
+    mark = etree.SubElement(metadata, f"{_NS}machine", nsmap={_PREFIX: NAMESPACE})
+    for tag in ("image", "base", "login", "lab"):
+        value = getattr(marks, tag)
+        if value:
+            etree.SubElement(mark, _NS + tag).text = value
+    for key, value in marks.labels:
+        etree.SubElement(mark, f"{_NS}label", key=key).text = value
+
+
+def _fill_cpu(root: Element, virt_type: str) -> None:
+    if root.find("cpu") is None and virt_type == "kvm":
+        etree.SubElement(root, "cpu", mode="host-passthrough", migratable="on")
+
+
+def _fill_boot(root: Element, machine: Machine) -> None:
+    if not machine.boot:
+        return
+    system = _child(root, "os")
+    _drop(system, "kernel", "initrd", "cmdline")
+    parts = (("kernel", machine.boot.kernel), ("initrd", machine.boot.initrd), ("cmdline", machine.boot.cmdline))
+    for tag, value in parts:
+        if value:
+            etree.SubElement(system, tag).text = str(value)
+
+
+def _disk(path: Path, device: str, fmt: str, target: str, bus: str) -> Element:
+    element = etree.Element("disk", type="file", device=device)
+    # The format is always said: QEMU must never guess it from what a guest has written.
+    etree.SubElement(element, "driver", name="qemu", type=fmt)
+    etree.SubElement(element, "source", file=str(path))
+    etree.SubElement(element, "target", dev=target, bus=bus)
+    return element
+
+
+def _fill_disks(devices: Element, machine: Machine) -> None:
+    _drop(devices, "disk")
+    if machine.disk:
+        devices.append(_disk(machine.disk, "disk", "qcow2", "vda", "virtio"))
+    if machine.seed:
+        seed = _disk(machine.seed, "cdrom", "raw", "sda", "sata" if _is_q35(devices) else "ide")
+        if not _is_q35(devices):
+            seed.find("target").set("dev", "hda")
+        etree.SubElement(seed, "readonly")
+        devices.append(seed)
+
+
+def _fill_serial_log(devices: Element, log: Path | None) -> None:
+    serial = devices.find("serial")
+    if log is None or serial is None or serial.find("log") is not None:
+        return
+    element = etree.Element("log", file=str(log), append="off")
+    source = serial.find("source")
+    serial.insert(0 if source is None else serial.index(source) + 1, element)
+
+
+def _fill_vnc(devices: Element, machine: Machine) -> None:
+    if not machine.vnc:
+        return
+    _drop(devices, "graphics")
+    port = "-1" if machine.vnc.port is None else str(machine.vnc.port)
+    autoport = "yes" if machine.vnc.port is None else "no"
+    graphics = etree.SubElement(devices, "graphics", type="vnc", port=port, autoport=autoport)
+    etree.SubElement(graphics, "listen", type="address", address=machine.vnc.listen)
+    if devices.find("video") is None:
+        video = etree.SubElement(devices, "video")
+        etree.SubElement(video, "model", type="virtio")
+
+
+def _is_q35(devices: Element) -> bool:
+    kind = devices.getparent().find("os/type")
+    return kind is not None and "q35" in kind.get("machine", "")
+
+
+def _takes_root_port(device: Element) -> bool:
+    """Whether libvirt will put the device behind a root port of its own, where it has no address yet."""
+    if device.find("address") is not None:
+        return False
+    if device.tag in ("interface", "rng", "memballoon", "vsock", "sound"):
+        return device.get("model") != "none"
+    if device.tag == "disk":
+        target = device.find("target")
+        return target is not None and target.get("bus") == "virtio"
+    if device.tag == "controller":
+        return device.get("type") in ("scsi", "virtio-serial")
+    return device.tag == "video"
+
+
+def _fill_root_ports(root: Element, devices: Element) -> None:
+    """q35 hot-plugs only behind `pcie-root-port`s, and libvirt adds one by default: add what the devices need, and spares."""
+    if not _is_q35(devices):
+        return
+    if devices.find("controller[@type='pci'][@model='pcie-root']") is None:
+        # Root ports without it before them make the define fail.
+        devices.insert(0, etree.Element("controller", type="pci", index="0", model="pcie-root"))
+    used = sum(_takes_root_port(device) for device in devices)
+    channels = devices.findall("channel/target[@type='virtio']")
+    if channels and devices.find("controller[@type='virtio-serial']") is None:
+        used += 1
+    have = len(devices.findall("controller[@type='pci'][@model='pcie-root-port']"))
+    for _ in range(used + SPARE_ROOT_PORTS - have):
+        etree.SubElement(devices, "controller", type="pci", model="pcie-root-port")
+
+
+_HEAD = ("name", "uuid", "title", "description", "metadata", "memory", "vcpu", "cpu", "os", "features", "clock")
+
+
+def _order(root: Element) -> None:
+    """Puts what a reader looks for first at the top; libvirt itself takes any order."""
+    for tag in reversed(_HEAD):
+        for element in root.findall(tag):
+            root.remove(element)
+            root.insert(0, element)
+    devices = root.find("devices")
+    if devices is not None:
+        pci = devices.findall("controller[@type='pci']")
+        for controller in reversed(pci):
+            devices.remove(controller)
+            devices.insert(0, controller)
+
+
+def has_serial_console(text: str | bytes) -> bool:
+    """Whether the template has a serial port for `console` and its log."""
+    return parse(text, "the template").find("devices/serial") is not None
+
+
+def found_machine(text: str, state: str = "unknown", autostart: bool = False) -> FoundMachine:
+    """What macvm needs to know of a domain, from its XML."""
+    root = parse(text, "the domain")
+    interfaces = root.findall("devices/interface")
+    files = [Path(source.get("file", "")) for source in root.findall("devices/disk/source[@file]")]
+    return FoundMachine(
+        name=root.findtext("name") or "",
+        uuid=root.findtext("uuid") or "",
+        nics=tuple(_found_nic(element) for element in interfaces if element.find("mac") is not None),
+        marks=_found_marks(root.find(f"metadata/{_NS}machine")),
+        files=tuple(files),
+        state=state,
+        autostart=autostart,
+    )
+
+
+def _found_marks(mark: Element | None) -> Marks | None:
+    if mark is None:
+        return None
+    labels = tuple((label.get("key", ""), label.text or "") for label in mark.findall(f"{_NS}label"))
+    texts = {tag: mark.findtext(_NS + tag) or "" for tag in ("image", "base", "login", "lab")}
+    return Marks(labels=labels, **texts)
+
+
+def _attribute(element: Element, path: str, name: str, default: str = "") -> str:
+    found = element.find(path)
+    return default if found is None else found.get(name, default)
+
+
+def _found_nic(element: Element) -> FoundNic:
+    mode = _attribute(element, "source", "mode")
+    kind = element.get("type", "")
+    return FoundNic(
+        mac=Mac(_attribute(element, "mac", "address").lower()),
+        kind=kind,
+        # A direct NIC without a mode is VEPA to libvirt; a network's NIC shows the mode it got while it runs.
+        mode=MacvtapMode(mode) if mode else (MacvtapMode.VEPA if kind == "direct" else None),
+        parent=_attribute(element, "source", "dev") if kind == "direct" else "",
+        network=_attribute(element, "source", "network"),
+        device=_attribute(element, "target", "dev"),
+        model=_attribute(element, "model", "type"),
+        link=_attribute(element, "link", "state", "up"),
+    )

@@ -1,0 +1,141 @@
+"""A NIC of a machine: how it is wired to the LAN, and what address its guest is given."""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from provisioner.errors import Usage
+from provisioner.model.names import Mac, printable
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+
+
+class MacvtapMode(enum.Enum):
+    """The values are libvirt's words; how the kernel spells them only `host.links` knows."""
+
+    BRIDGE = "bridge"
+    VEPA = "vepa"
+    PRIVATE = "private"
+    PASSTHROUGH = "passthrough"
+
+    @classmethod
+    def parse(cls, text: str) -> MacvtapMode:
+        """Takes `passthru` too. Raises Usage."""
+        word = text.strip().lower()
+        if word == "source":
+            raise Usage(
+                "mode source is not possible for a VM's NIC: libvirt has no word for it",
+                "use --mode private, or an endpoint, which is a macvlan of macvm's own",
+            )
+        try:
+            return cls({"passthru": "passthrough"}.get(word, word))
+        except ValueError:
+            modes = ", ".join(mode.value for mode in cls)
+            raise Usage(f"{printable(text)} is no macvtap mode", f"one of {modes}") from None
+
+
+@dataclass(frozen=True)
+class Addressing:
+    """What a guest is told about one NIC: static addresses, or to ask DHCP, or nothing."""
+
+    static: tuple[Interface, ...] = ()
+    dhcp: bool = False
+    gateways: tuple[Address, ...] = ()
+    dns: tuple[Address, ...] = ()
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(interface.ip for interface in self.static)
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.static)) or ("dhcp" if self.dhcp else "none")
+
+
+@dataclass(frozen=True)
+class Nic:
+    """One interface of a machine: `type='direct'` on a parent, or a port on a libvirt network.
+
+    `mtu` is in bytes, None for the parent's own. `device` is the host's macvtap, named by macvm from the MAC.
+    """
+
+    mac: Mac
+    mode: MacvtapMode = MacvtapMode.BRIDGE
+    parent: str = ""
+    libvirt_network: str = ""
+    model: str = "virtio"
+    mtu: int | None = None
+    addressing: Addressing = field(default_factory=Addressing)
+
+    @property
+    def direct(self) -> bool:
+        return not self.libvirt_network
+
+    @property
+    def device(self) -> str:
+        return self.mac.device if self.direct else ""
+
+    @property
+    def wiring(self) -> str:
+        return f"{self.mode.value} on {self.parent}" if self.direct else f"libvirt network {self.libvirt_network}"
+
+
+def parse_interface(text: str) -> Interface:
+    """An address with or without its length, as `ipaddress.ip_interface` reads it, for a guest to have.
+
+    A length left out shows as /32 or /128 and is filled in from the parent's subnet by the plan. Raises Usage.
+    """
+    try:
+        interface = ipaddress.ip_interface(text.strip())
+    except ValueError:
+        raise Usage(
+            f"{printable(text)} is no address", "ADDRESS/LENGTH, such as 192.0.2.11/24; or dhcp, or none"
+        ) from None
+    _check_usable(interface)
+    return interface
+
+
+def _check_usable(interface: Interface) -> None:
+    address, network = interface.ip, interface.network
+    if address.is_multicast or address.is_unspecified or address.is_loopback:
+        raise Usage(f"{address} is no address that a guest may have", "a unicast address of the parent's subnet")
+    # RFC 3021 and RFC 6164: a /31 and a /127 have no network or broadcast address.
+    if interface.version == 4 and network.prefixlen < 31:
+        for what, reserved in (("network", network.network_address), ("broadcast", network.broadcast_address)):
+            if address == reserved:
+                raise Usage(f"{address} is the {what} address of {network}", "choose another address of the subnet")
+
+
+def parse_address(text: str, what: str = "address") -> Address:
+    """Raises Usage."""
+    try:
+        return ipaddress.ip_address(text.strip())
+    except ValueError:
+        raise Usage(f"{printable(text)} is no {what}", "an IPv4 or IPv6 address, such as 192.0.2.1") from None
+
+
+def parse_addressing(words: Iterable[str], gateways: Iterable[str] = (), dns: Iterable[str] = ()) -> Addressing:
+    """`--ip` (any number of times), `--gateway` and `--dns` as one value; no `--ip` at all means DHCP. Raises Usage."""
+    given = [word.strip().lower() for word in words] or ["dhcp"]
+    alone = [word for word in given if word in ("dhcp", "none", "auto")]
+    if "auto" in alone:
+        raise Usage(
+            "--ip auto needs a network, which has the pool to take an address from",
+            "give the address, such as --ip 192.0.2.11/24, or --ip dhcp",
+        )
+    if alone and len(given) > 1:
+        raise Usage(
+            f"--ip {alone[0]} and --ip {given[0] if given[0] != alone[0] else given[1]} exclude one another",
+            "choose one",
+        )
+    routers = tuple(parse_address(word, "gateway") for word in gateways)
+    servers = tuple(parse_address(word, "DNS server") for word in dns)
+    if alone:
+        return Addressing(dhcp=alone[0] == "dhcp", gateways=routers, dns=servers)
+    static = tuple(parse_interface(word) for word in given)
+    if len({interface.ip for interface in static}) < len(static):
+        raise Usage("the same address is given twice", "give each address once")
+    return Addressing(static=static, gateways=routers, dns=servers)
