@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioner.errors import Unable, Usage
+from provisioner.host import locks
 from provisioner.host import store as stores
 from provisioner.host.hypervisor import Hypervisor, is_local
 from provisioner.host.journal import Checkpoint, Journal
@@ -139,13 +140,13 @@ class Context:
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Holds a named lock over all macvm processes of this state directory; the kernel drops it with the process."""
-        descriptor = os.open(self.folder(self.state_dir) / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        """Holds a named lock over all macvm processes of this state directory."""
+        # Two names may share a byte: that costs a wait, nothing else.
+        held = locks.wait_for_lock(self.state_dir, zlib.crc32(name.encode()) % 1024)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(descriptor)
+            os.close(held)
 
     def require_local_root(self, doing: str) -> None:
         """Raises Unable for a remote or session libvirt, or without root."""

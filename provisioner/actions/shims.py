@@ -131,6 +131,21 @@ def _ensure_route(route: GuestRoute, shim: Link, source: Address) -> None:
         links.add_route(route.address, shim, source)
 
 
+def give_way(context: Context, parent: str, mode: MacvtapMode) -> None:
+    """Removes macvm's shim from a parent that a passthrough NIC is about to take. Raises Taken while guests use it."""
+    link = netlink.find_link(parent)
+    if mode is not MacvtapMode.PASSTHROUGH or link is None:
+        return
+    with context.lock(_lock_name(parent)):
+        shim = find_shim(link)
+        users = sorted({lease.machine for lease in context.store.leases() if lease.parent == parent})
+        if shim and users:
+            hint = "choose another --parent, or delete those machines"
+            raise Taken(f"{parent} is held by {shim.name}, through which the host reaches {', '.join(users)}", hint)
+        if shim:
+            links.remove(shim)
+
+
 def release(context: Context, routes: Iterable[GuestRoute]) -> None:
     """Takes the routes away, and each shim that no lease needs any more. Gone already is fine.
 

@@ -1,28 +1,24 @@
 """The journal of unfinished work: what was intended and what was done, so that a killed macvm can be cleaned up after.
 
-A row belongs to the process that holds a lock on it: byte ID of `journal.lock`, as an open-file-description lock
-(fcntl(2), F_OFD_SETLK), which the kernel drops when that process ends, however it ends.
+A row belongs to the process that holds the lock with its number (`host.locks`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import os
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from provisioner.host import locks
 from provisioner.host.store import Store, claim_in, now
 
-_LOCK_FILE = "journal.lock"
-# linux/fcntl.h; Python 3.11 has no names for them.
-_F_OFD_SETLK = 37
+#: The bytes below are for named locks.
+_FIRST_BYTE = 1024
 
 #: A hook that a test sets to stop, or kill, at a named boundary such as `create:disk:before`.
 Checkpoint = Callable[[str], None]
@@ -151,7 +147,7 @@ class Journal:
 
     def abandoned(self) -> list[Unfinished]:
         """Rows whose process is gone."""
-        return [row for row in self.unfinished() if not self._is_locked(row.id)]
+        return [row for row in self.unfinished() if not locks.is_locked(self.store.path.parent, _FIRST_BYTE + row.id)]
 
     def adopt(self, row: Unfinished) -> Work | None:
         """Takes an abandoned row over; None when its process lives after all, or someone else has settled it."""
@@ -163,32 +159,5 @@ class Journal:
             return None
         return Work(self, row.id, f"recover-{row.action}", lock)
 
-    def _lock_file(self, flags: int) -> int:
-        return os.open(self.store.path.parent / _LOCK_FILE, flags | os.O_CLOEXEC, 0o644)
-
     def _try_lock(self, row: int) -> int | None:
-        descriptor = self._lock_file(os.O_RDWR | os.O_CREAT)
-        # struct flock: l_type, l_whence, l_start, l_len, l_pid
-        wish = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, row, 1, 0)
-        try:
-            fcntl.fcntl(descriptor, _F_OFD_SETLK, wish)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in (errno.EAGAIN, errno.EACCES):
-                return None
-            raise
-        return descriptor
-
-    def _is_locked(self, row: int) -> bool:
-        """Asks without taking the lock: a reader that took it for a moment would hide the row from a recovery."""
-        try:
-            descriptor = self._lock_file(os.O_RDONLY)
-        except OSError:
-            return False
-        try:
-            ask = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, row, 1, 0)
-            # F_OFD_GETLK
-            answer = fcntl.fcntl(descriptor, 36, ask)
-        finally:
-            os.close(descriptor)
-        return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
+        return locks.try_lock(self.store.path.parent, _FIRST_BYTE + row)

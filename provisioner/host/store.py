@@ -141,7 +141,7 @@ class Store:
 
     def rows(self, sql: str, parameters: Iterable[object] = ()) -> list[sqlite3.Row]:
         with _translated(self.path):
-            return self._connection.execute(sql, tuple(parameters)).fetchall()  # type: ignore[arg-type]
+            return self._connection.execute(sql, tuple(parameters)).fetchall()
 
     # MACs and leases
 
@@ -174,9 +174,12 @@ class Store:
     # files that macvm made
 
     def own_file(self, path: Path, owner: str) -> None:
-        """Records a file before it is made: only recorded files are ever deleted."""
+        """Records a file before it is made: only recorded files are ever deleted. Raises Taken for another machine's."""
         with self.change() as db:
-            db.execute("INSERT OR REPLACE INTO files VALUES (?, ?)", (str(path), owner))
+            db.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", (str(path), owner))
+            holder = db.execute("SELECT owner FROM files WHERE path = ?", (str(path),)).fetchone()["owner"]
+            if holder != owner:
+                raise Taken(f"{path} belongs to another machine, {holder}", "is there one of the same name? macvm gc")
 
     def files_of(self, owner: str) -> list[Path]:
         return [Path(row["path"]) for row in self.rows("SELECT path FROM files WHERE owner = ?", (owner,))]
@@ -211,6 +214,10 @@ def claim_in(
 ) -> None:
     """`Store.claim` inside a transaction that is open already."""
     since = now()
+    busy = db.execute("SELECT action FROM journal WHERE machine = ? AND uuid <> ?", (machine, owner)).fetchone()
+    if busy:
+        hint = "choose another name; if that macvm was killed, macvm gc clears it"
+        raise Taken(f"{machine} is taken: another macvm has begun to {busy['action']} a machine of that name", hint)
     for mac in macs:
         found = db.execute("SELECT machine FROM macs WHERE mac = ?", (mac,)).fetchone()
         if found:

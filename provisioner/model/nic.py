@@ -94,11 +94,12 @@ def parse_interface(text: str) -> Interface:
         raise Usage(
             f"{printable(text)} is no address", "ADDRESS/LENGTH, such as 192.0.2.11/24; or dhcp, or none"
         ) from None
-    _check_usable(interface)
+    check_usable(interface)
     return interface
 
 
-def _check_usable(interface: Interface) -> None:
+def check_usable(interface: Interface) -> None:
+    """Raises Usage for an address that no guest may have."""
     address, network = interface.ip, interface.network
     if address.is_multicast or address.is_unspecified or address.is_loopback:
         raise Usage(f"{address} is no address that a guest may have", "a unicast address of the parent's subnet")

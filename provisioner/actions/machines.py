@@ -1,0 +1,218 @@
+"""Creating and deleting machines."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from provisioner.actions import images, power, shims
+from provisioner.actions.plan import Plan, make_plan
+from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
+from provisioner.actions.request import CreateRequest
+from provisioner.context import Context
+from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
+from provisioner.host import disks, links
+from provisioner.host.journal import Work
+from provisioner.model.names import check_name
+
+
+@dataclass(frozen=True)
+class Created:
+    """A machine that is there now; `notes` are for its user to know."""
+
+    name: str
+    uuid: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Deleted:
+    name: str
+    kept: tuple[Path, ...]
+
+
+def numbered(request: CreateRequest, count: int) -> list[CreateRequest]:
+    """NAME-1 … NAME-count, at consecutive addresses. Raises Usage."""
+    if count < 1:
+        raise Usage(f"--count {count} makes no machine", "--count takes 1 or more")
+    if any(nic.mac for nic in request.nics) and count > 1:
+        raise Usage("--mac and --count exclude one another: a MAC belongs to one NIC", "leave --mac out")
+    return [_nth(request, number) for number in range(1, count + 1)]
+
+
+def _nth(request: CreateRequest, number: int) -> CreateRequest:
+    nics = []
+    for nic in request.nics:
+        moved = tuple(_moved(interface, number - 1) for interface in nic.addressing.static)
+        nics.append(replace(nic, addressing=replace(nic.addressing, static=moved)))
+    name = f"{request.name}-{number}"
+    check_name(name)
+    return replace(request, name=name, nics=tuple(nics))
+
+
+def _moved(
+    interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface, by: int
+) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
+    length = interface.network.prefixlen
+    try:
+        moved = ipaddress.ip_interface((interface.ip + by, length))
+    except ValueError:
+        moved = interface
+    if by and (moved == interface or (length < interface.max_prefixlen and moved.network != interface.network)):
+        hint = "choose a lower first address, or fewer machines"
+        raise Usage(f"{interface.network} ends before the {by + 1}th address after {interface.ip}", hint)
+    return moved
+
+
+def unused_name(context: Context) -> str:
+    """`vm1`, or the first like it that is free."""
+    taken = {machine.name for machine in context.hypervisor.machines()}
+    number = 1
+    while f"vm{number}" in taken:
+        number += 1
+    return f"vm{number}"
+
+
+def create(context: Context, request: CreateRequest) -> Created:
+    """Makes and starts a machine, or leaves nothing behind.
+
+    Raises Problems from the plan, and what libvirt, the kernel or the disk refuse.
+    """
+    context.require_local_root("creating a VM")
+    links.warm_up()
+    return carry_out(context, make_plan(context, request))
+
+
+def carry_out(context: Context, plan: Plan) -> Created:
+    """The second half of `create`: everything that changes something."""
+    machine = plan.machine
+    remains = Remains(machine.name, machine.uuid, plan.routes)
+    macs = [nic.mac for nic in machine.nics]
+    work = context.journal.begin("create", machine.name, machine.uuid, remains.facts(), macs, plan.leases)
+    failed: list[MacvmError] = []
+    try:
+        with ExitStack() as undo:
+            notes = _steps(context, plan, work, undo, failed)
+            undo.pop_all()
+    except BaseException as error:
+        if failed:
+            work.leave()
+            said = "; ".join(problem.message for problem in failed)
+            raise PartlyDone(f"{error}; undoing it failed too: {said}", "then: macvm gc") from error
+        work.close()
+        raise
+    work.close()
+    return Created(machine.name, machine.uuid, (*plan.notes, *notes))
+
+
+def _steps(context: Context, plan: Plan, work: Work, undo: ExitStack, failed: list[MacvmError]) -> list[str]:
+    """Each step's undo is registered before it begins, for it may fail half way; all of them take "not there" as done."""
+    machine, hypervisor = plan.machine, context.hypervisor
+
+    def undo_with(action: Callable[[], object]) -> None:
+        def attempt() -> None:
+            # A domain that could not be removed may still need its disk and address: `gc` goes on from here.
+            if failed:
+                return
+            try:
+                action()
+            except MacvmError as error:
+                failed.append(error)
+
+        undo.callback(attempt)
+
+    undo_with(lambda: shims.release(context, plan.routes))
+    undo_with(lambda: context.store.release(machine.uuid))
+    with work.step("disk"):
+        undo_with(lambda: remove_files(context, machine.uuid))
+        _make_disk(context, plan)
+    with work.step("seed"):
+        _make_seed(context, plan)
+    with work.step("define"):
+        undo_with(lambda: remove_domain(context, machine.name, machine.uuid))
+        hypervisor.define(plan.xml, machine.name)
+    notes: list[str] = []
+    if plan.start:
+        with work.step("start"):
+            _make_way(context, plan)
+            hypervisor.start(machine.uuid, machine.name, paused=True)
+        with work.step("nics"):
+            power.prepare_nics(context, machine.uuid, machine.nics)
+        with work.step("routes"):
+            notes = shims.ensure(context, plan.routes)
+        with work.step("resume"):
+            hypervisor.resume(machine.uuid, machine.name)
+    if plan.autostart:
+        with work.step("autostart"):
+            hypervisor.set_autostart(machine.uuid, machine.name, True)
+    return notes
+
+
+def _make_disk(context: Context, plan: Plan) -> None:
+    machine = plan.machine
+    context.folder(context.state_dir)
+    context.folder(context.machines_dir)
+    if machine.serial_log:
+        context.store.own_file(machine.serial_log, machine.uuid)
+    context.folder(plan.folder)
+    if machine.disk is None:
+        return
+    context.store.own_file(machine.disk, machine.uuid)
+    if plan.image:
+        disks.create_overlay(images.image_path(context, plan.image), machine.disk, plan.disk_size)
+    elif plan.disk_size:
+        disks.create_disk(machine.disk, plan.disk_size)
+
+
+def _make_seed(context: Context, plan: Plan) -> None:
+    if plan.machine.seed:
+        context.store.own_file(plan.machine.seed, plan.machine.uuid)
+        disks.write_seed(plan.machine.seed, plan.seed, context.hypervisor.qemu_user())
+
+
+def _make_way(context: Context, plan: Plan) -> None:
+    """macvm's own shim gives way to passthrough, which shares its parent with nobody."""
+    for nic in plan.machine.nics:
+        if nic.direct and not shims.reaches_host(nic.mode):
+            shims.give_way(context, nic.parent, nic.mode)
+
+
+def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) -> list[Deleted]:
+    """Removes machines that macvm made, with everything that `create` made for them, and nothing else.
+
+    Goes on past an error. Raises NotFound, Unable for a machine that is not macvm's, PartlyDone.
+    """
+    context.require_local_root("deleting a VM")
+    doomed = [_find_own(context, name) for name in dict.fromkeys(names)]
+    links.warm_up()
+    deleted: list[Deleted] = []
+    problems: list[MacvmError] = []
+    for name, uuid in doomed:
+        remains = Remains(name, uuid, tuple(shims.routes_of(context.store.leases(), uuid)))
+        work = context.journal.begin("delete", name, uuid, remains.facts())
+        try:
+            kept = remove_all(context, work, remains, keep_disks=keep_disks)
+        except MacvmError as error:
+            problems.append(error)
+        else:
+            deleted.append(Deleted(name, tuple(kept)))
+    if problems:
+        raise PartlyDone("; ".join(problem.message for problem in problems), problems[0].hint)
+    return deleted
+
+
+def _find_own(context: Context, name: str) -> tuple[str, str]:
+    found = context.hypervisor.find(name)
+    if found is None:
+        # Undefined with virsh: what macvm made for it is still there.
+        for uuid, machine in context.store.machines().items():
+            if name in (machine, uuid):
+                return machine, uuid
+        raise NotFound(f"no machine is named {name!r}", "`macvm list` shows all there are")
+    if found.marks is None:
+        hint = f"virsh undefine {found.name}, once it is off; its disks are yours"
+        raise Unable(f"{found.name} was not made by macvm, which deletes only its own", hint)
+    return found.name, found.uuid

@@ -1,0 +1,166 @@
+"""Starting and stopping machines, with the host state that each of their NICs needs."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+
+from provisioner.actions import images, shims
+from provisioner.actions.parents import Links, check_parent
+from provisioner.actions.plan import check_device_free
+from provisioner.context import Context
+from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp, Unable
+from provisioner.host import links
+from provisioner.model.machine import FoundMachine
+from provisioner.model.nic import Nic
+
+#: A guest that is still booting misses the power button: it is pressed again after this many seconds.
+_PRESS_AGAIN = 5.0
+
+
+def start(context: Context, names: Sequence[str]) -> list[str]:
+    """Starts machines, and returns notes. Running already is fine; a paused one goes on.
+
+    Raises NotFound, Taken, Unable, HypervisorFailed.
+    """
+    context.require_local_root("starting a VM")
+    notes: list[str] = []
+    for machine in [context.hypervisor.get(name) for name in names]:
+        if machine.state == "running":
+            notes.append(f"{machine.name} is running already")
+            continue
+        if machine.marks is None:
+            _start_plainly(context, machine)
+            continue
+        if machine.state not in ("paused", "suspended"):
+            _check_before_start(context, machine)
+        work = context.journal.begin("start", machine.name, machine.uuid, {})
+        try:
+            notes += _start_steps(context, machine, work.step)
+        except BaseException:
+            _power_off_again(context, machine)
+            work.close()
+            raise
+        work.close()
+    return notes
+
+
+def _start_plainly(context: Context, machine: FoundMachine) -> None:
+    if machine.state == "paused":
+        context.hypervisor.resume(machine.uuid, machine.name)
+    else:
+        context.hypervisor.start(machine.uuid, machine.name, paused=False)
+
+
+def _power_off_again(context: Context, machine: FoundMachine) -> None:
+    if machine.state not in ("paused", "suspended"):
+        context.hypervisor.destroy(machine.uuid, machine.name)
+
+
+def _start_steps(
+    context: Context, machine: FoundMachine, step: Callable[[str], contextlib.AbstractContextManager[None]]
+) -> list[str]:
+    if machine.state not in ("paused", "suspended"):
+        with step("start"):
+            context.hypervisor.start(machine.uuid, machine.name, paused=True)
+    with step("nics"):
+        prepare_nics(context, machine.uuid)
+    with step("routes"):
+        notes = shims.ensure(context, shims.routes_of(context.store.leases(), machine.uuid))
+    with step("resume"):
+        context.hypervisor.resume(machine.uuid, machine.name)
+    return notes
+
+
+def finish_start(context: Context, uuid: str) -> None:
+    """Goes on with a start whose macvm was killed; off, gone or running already is fine."""
+    if context.hypervisor.state(uuid) != "paused":
+        return
+    prepare_nics(context, uuid)
+    shims.ensure(context, shims.routes_of(context.store.leases(), uuid))
+    context.hypervisor.resume(uuid, uuid)
+
+
+def prepare_nics(context: Context, uuid: str, nics: Sequence[Nic] = ()) -> None:
+    """Sets the host state of a started machine's macvtaps. `nics` where the wanted MTUs are known."""
+    mtus = {nic.mac: nic.mtu for nic in nics}
+    for found in context.hypervisor.get(uuid).nics:
+        if found.kind == "direct" and found.device:
+            links.prepare_nic(found.device, mtus.get(found.mac))
+
+
+def _check_before_start(context: Context, machine: FoundMachine) -> None:
+    """What libvirt would say with "Device or resource busy", or not at all. Raises Problems."""
+    problems: list[MacvmError] = []
+    there, machines = Links.read(), context.hypervisor.machines()
+    base = machine.marks.base if machine.marks else ""
+    image = next((image for image in context.store.images() if image.digest == base), None)
+    try:
+        if image:
+            images.check_base(context, image)
+        elif base and not (context.images_dir / f"{base}.qcow2").exists():
+            raise Unable(
+                f"the base image of {machine.name} is missing: {context.images_dir}/{base}.qcow2", "put it back"
+            )
+    except MacvmError as error:
+        problems.append(error)
+    for nic in machine.nics:
+        if nic.kind != "direct" or nic.mode is None:
+            continue
+        try:
+            # That the host may lose this parent was consented to when the NIC was made.
+            check_parent(there, nic.parent, nic.mode, None, take=True)
+            check_device_free(nic.device, there, machines, own=machine.uuid)
+        except MacvmError as error:
+            problems.append(error)
+    if problems:
+        raise Problems(problems)
+
+
+def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool) -> None:
+    """Presses the power button, or with `force` cuts the power; off already is fine.
+
+    Raises NotFound, HypervisorFailed, TimeUp when guests do not go within `timeout` seconds.
+    """
+    machines = [context.hypervisor.get(name) for name in names]
+    running = [machine for machine in machines if machine.state not in ("off", "crashed")]
+    if force:
+        for machine in running:
+            context.hypervisor.destroy(machine.uuid, machine.name)
+        return
+    deadline = time.monotonic() + timeout
+    left = running
+    pressed = float("-inf")
+    while left:
+        if time.monotonic() - pressed >= _PRESS_AGAIN:
+            pressed = time.monotonic()
+            for machine in left:
+                context.hypervisor.shutdown(machine.uuid, machine.name)
+        time.sleep(0.1)
+        left = [machine for machine in left if context.hypervisor.state(machine.uuid) not in (None, "off", "crashed")]
+        if left and time.monotonic() >= deadline:
+            who = ", ".join(machine.name for machine in left)
+            hint = f"wait longer with --timeout, or cut the power: macvm stop --force {' '.join(m.name for m in left)}"
+            raise TimeUp(f"{who}: still running {timeout:g} s after the power button", hint)
+
+
+def restart(context: Context, names: Sequence[str], *, timeout: float, force: bool) -> list[str]:
+    """`stop`, then `start`."""
+    context.require_local_root("starting a VM")
+    stop(context, names, timeout=timeout, force=force)
+    return start(context, names)
+
+
+def autostart(context: Context, names: Sequence[str], on: bool) -> None:
+    """Raises NotFound; PartlyDone where some could not be changed."""
+    failed: list[MacvmError] = []
+    for machine in [context.hypervisor.get(name) for name in names]:
+        try:
+            context.hypervisor.set_autostart(machine.uuid, machine.name, on)
+        except MacvmError as error:
+            failed.append(error)
+    if failed and len(failed) == len(names):
+        raise Problems(failed)
+    if failed:
+        raise PartlyDone("; ".join(problem.message for problem in failed), failed[0].hint)

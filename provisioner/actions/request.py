@@ -1,0 +1,47 @@
+"""What `create` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from provisioner.model.machine import DirectBoot, Vnc
+from provisioner.model.names import Mac
+from provisioner.model.nic import Addressing, MacvtapMode
+
+
+@dataclass(frozen=True)
+class NicRequest:
+    """A NIC; what is left empty the plan chooses."""
+
+    mode: MacvtapMode = MacvtapMode.BRIDGE
+    parent: str = ""
+    libvirt_network: str = ""
+    mac: Mac | None = None
+    mtu: int | None = None
+    addressing: Addressing = field(default_factory=lambda: Addressing(dhcp=True))
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """One machine. `memory` and `disk_size` in bytes; `ssh_keys` None for the invoking user's own."""
+
+    name: str
+    nics: tuple[NicRequest, ...]
+    image: str = ""
+    memory: int = 512 << 20
+    vcpus: int = 1
+    disk_size: int | None = None
+    ssh_keys: tuple[str, ...] | None = None
+    user_data: bytes = b""
+    password: str = ""
+    template: Path | None = None
+    virt_type: str = "auto"
+    boot: DirectBoot | None = None
+    vnc: Vnc | None = None
+    start: bool = True
+    shim: bool = True
+    take_parent: bool = False
+    autostart: bool = False
+    lab: str = ""
+    labels: tuple[tuple[str, str], ...] = ()

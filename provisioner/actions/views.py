@@ -1,0 +1,154 @@
+"""Machines and NICs as users see them: libvirt's domains, the store's leases and the kernel's links put together.
+
+One XML for each domain, one netlink dump for all of them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from provisioner.context import Context
+from provisioner.errors import HypervisorFailed, NotFound
+from provisioner.host import netlink
+from provisioner.host.netlink import Link
+from provisioner.host.store import Lease
+from provisioner.model.machine import FoundMachine, FoundNic
+from provisioner.model.names import printable
+
+
+@dataclass(frozen=True)
+class AddressView:
+    """An address, where it is known from, and since or when it was last seen."""
+
+    address: str
+    source: str
+    seen: str
+
+
+@dataclass(frozen=True)
+class NicView:
+    """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where the NIC is not running or not direct."""
+
+    mac: str
+    mode: str | None
+    kernel_mode: str | None
+    parent: str | None
+    network: str | None
+    device: str | None
+    model: str | None
+    link: str
+    addresses: tuple[AddressView, ...]
+
+
+@dataclass(frozen=True)
+class MachineView:
+    """`made_by_macvm` tells whether macvm may delete it."""
+
+    name: str
+    uuid: str
+    state: str
+    lab: str | None
+    labels: dict[str, str]
+    image: str | None
+    nics: tuple[NicView, ...]
+    made_by_macvm: bool
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found; `problem` is set where libvirt could not be asked, and the machines are the store's then."""
+
+    machines: tuple[MachineView, ...]
+    problem: HypervisorFailed | None = None
+
+
+def look(context: Context) -> Listing:
+    """Every machine. Never raises for a libvirt that is not reachable: what the store knows is shown, state unknown."""
+    leases = _leases_by_mac(context)
+    try:
+        found = context.hypervisor.machines()
+    except HypervisorFailed as problem:
+        return Listing(_from_store(context, leases), problem)
+    links = _links_by_name(context)
+    return Listing(tuple(_machine_view(machine, leases, links) for machine in found))
+
+
+def show(context: Context, name: str) -> MachineView:
+    """Raises NotFound."""
+    machine = context.hypervisor.get(name)
+    return _machine_view(machine, _leases_by_mac(context), _links_by_name(context))
+
+
+def select(
+    machines: Iterable[MachineView], globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]
+) -> tuple[MachineView, ...]:
+    """Those that match one of the globs (none: all), the lab and every label. Raises NotFound for a plain name that is
+    not there."""
+    everyone = list(machines)
+    for glob in globs:
+        if not set(glob) & set("*?[") and not any(machine.name == glob for machine in everyone):
+            raise NotFound(f"no machine is named {printable(glob, 70)}", "`macvm list` shows all there are")
+    return tuple(
+        machine
+        for machine in everyone
+        if (not globs or any(fnmatch.fnmatchcase(machine.name, glob) for glob in globs))
+        and (lab is None or machine.lab == lab)
+        and all(machine.labels.get(key) == value for key, value in labels)
+    )
+
+
+def _leases_by_mac(context: Context) -> dict[str, list[Lease]]:
+    store = context.reading_store if context.hypervisor.is_local else None
+    found: dict[str, list[Lease]] = {}
+    for lease in store.leases() if store else ():
+        found.setdefault(lease.mac, []).append(lease)
+    return found
+
+
+def _links_by_name(context: Context) -> dict[str, Link]:
+    return {link.name: link for link in netlink.links()} if context.hypervisor.is_local else {}
+
+
+def _machine_view(machine: FoundMachine, leases: dict[str, list[Lease]], links: dict[str, Link]) -> MachineView:
+    marks = machine.marks
+    return MachineView(
+        name=machine.name,
+        uuid=machine.uuid,
+        state=machine.state,
+        lab=marks.lab or None if marks else None,
+        labels=dict(marks.labels) if marks else {},
+        image=marks.image or None if marks else None,
+        nics=tuple(_nic_view(nic, leases.get(nic.mac, ()), links.get(nic.device)) for nic in machine.nics),
+        made_by_macvm=marks is not None,
+    )
+
+
+def _nic_view(nic: FoundNic, leases: Iterable[Lease], link: Link | None) -> NicView:
+    return NicView(
+        mac=nic.mac,
+        mode=nic.mode.value if nic.mode else None,
+        kernel_mode=link.mode or None if link else None,
+        parent=nic.parent or None,
+        network=nic.network or None,
+        device=nic.device or None,
+        model=nic.model or None,
+        link=nic.link,
+        addresses=tuple(AddressView(lease.address, "lease", lease.since) for lease in leases),
+    )
+
+
+def _from_store(context: Context, leases: dict[str, list[Lease]]) -> tuple[MachineView, ...]:
+    """What is known without libvirt: names and addresses."""
+    store = context.reading_store if context.hypervisor.is_local else None
+    views = []
+    for uuid, name in sorted(store.machines().items(), key=lambda item: item[1]) if store else ():
+        nics = tuple(
+            NicView(mac, None, None, held[0].parent or None, None, None, None, "unknown",
+                    tuple(AddressView(lease.address, "lease", lease.since) for lease in held))
+            for mac, held in sorted(leases.items())
+            if held[0].owner == uuid
+        )  # fmt: skip
+        views.append(MachineView(name, uuid, "unknown", None, {}, None, nics, True))
+    return tuple(views)

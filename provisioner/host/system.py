@@ -1,0 +1,74 @@
+"""Small facts of this host, and of the user who called: memory, processors, name servers, SSH keys, ping, password hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import pwd
+import subprocess
+from pathlib import Path
+
+from provisioner.host.commands import missing_tool, run
+from provisioner.model.nic import Address
+
+
+def memory_total() -> int:
+    """The host's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def name_servers() -> tuple[Address, ...]:
+    """The host's DNS servers that a guest can ask too: systemd-resolved's stub on the loopback is replaced by its own."""
+    for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
+        with contextlib.suppress(OSError):
+            found = _servers(Path(path).read_text(errors="replace"))
+            if found:
+                return found
+    return ()
+
+
+def _servers(text: str) -> tuple[Address, ...]:
+    found: list[Address] = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 2 and words[0] == "nameserver":
+            with contextlib.suppress(ValueError):
+                address = ipaddress.ip_address(words[1])
+                if not address.is_loopback and not address.is_link_local:
+                    found.append(address)
+    return tuple(found)
+
+
+def invoking_home() -> Path:
+    """Home of the user who called, through sudo too."""
+    user = os.environ.get("SUDO_USER")
+    with contextlib.suppress(KeyError):
+        return Path(pwd.getpwnam(user).pw_dir if user else pwd.getpwuid(os.getuid()).pw_dir)
+    return Path("/nonexistent")
+
+
+def ssh_public_keys() -> tuple[str, ...]:
+    """The invoking user's public keys, one line each."""
+    keys = []
+    with contextlib.suppress(OSError):
+        for path in sorted((invoking_home() / ".ssh").glob("*.pub")):
+            with contextlib.suppress(OSError):
+                keys += path.read_text(errors="replace").splitlines()
+    return tuple(key.strip() for key in keys if key.strip() and not key.startswith("#"))
+
+
+def answers_ping(address: Address, seconds: float = 1.0) -> bool:
+    """Whether one echo request is answered within `seconds`."""
+    argv = ["ping", "-n", "-q", "-c", "1", "-W", f"{seconds:g}", str(address)]
+    try:
+        return subprocess.run(argv, capture_output=True, check=False, timeout=seconds + 5).returncode == 0
+    except FileNotFoundError as error:
+        raise missing_tool("ping") from error
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def password_hash(password: str) -> str:
+    """crypt(5)'s SHA-512 hash; the password goes through standard input, where no other process sees it."""
+    return run(["openssl", "passwd", "-6", "-stdin"], stdin=password.encode()).decode().strip()
