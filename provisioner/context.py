@@ -91,8 +91,8 @@ def _nothing(_: Any) -> None:
 class Context:
     """What an action works with.
 
-    `say` tells progress to whoever waits; `checkpoint` is called at each step's boundary with its name, for tests to stop
-    there; `clock` is this boot's monotonic time in seconds.
+    `say` tells progress to whoever waits; `checkpoint` is called at each step's boundary with its name, for tests to
+    stop there; `clock` is this boot's monotonic time in seconds.
     """
 
     settings: Settings
@@ -158,6 +158,11 @@ class Context:
             raise Unable(f"{doing} is not possible with {uri}: macvtap needs root", "use qemu:///system")
         if os.geteuid() != 0:
             raise Unable(f"{doing} needs root: it makes links, and files that QEMU's user owns", "sudo macvm …")
+
+    @property
+    def may_recover(self) -> bool:
+        """Whether there is a store to recover from, and the right to do so."""
+        return os.geteuid() == 0 and (self.state_dir / stores.DATABASE).exists()
 
     def close(self) -> None:
         self.hypervisor.close()

@@ -1,4 +1,4 @@
-"""Every error that macvm raises on purpose: one line that says what is wrong, one hint that says what to do, one exit status.
+"""Every error that macvm raises on purpose: what is wrong in one line, what to do in a hint, and an exit status.
 
 The statuses are the command line's contract; nothing below `cli/` prints or exits.
 """

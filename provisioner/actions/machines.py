@@ -109,7 +109,7 @@ def carry_out(context: Context, plan: Plan) -> Created:
 
 
 def _steps(context: Context, plan: Plan, work: Work, undo: ExitStack, failed: list[MacvmError]) -> list[str]:
-    """Each step's undo is registered before it begins, for it may fail half way; all of them take "not there" as done."""
+    """Each step's undo is registered before it begins, for it may fail half way; all take "not there" as done."""
     machine, hypervisor = plan.machine, context.hypervisor
 
     def undo_with(action: Callable[[], object]) -> None:

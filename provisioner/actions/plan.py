@@ -94,7 +94,7 @@ def make_plan(context: Context, request: CreateRequest) -> Plan:
         image = _choose_image(context, request)
     virt_type = request.virt_type
     with findings.checking():
-        virt_type = _choose_virt_type(request.virt_type, findings.notes)
+        virt_type = _choose_virt_type(request.virt_type or context.settings.virt_type, findings.notes)
     with findings.checking():
         _check_boot_files(request)
     template, template_name = b"", ""
@@ -129,6 +129,7 @@ def _assemble(
         virt_type=virt_type,
         nics=nics,
         disk=folder / "disk.qcow2" if image or request.disk_size else None,
+        base=images.image_path(context, image) if image else None,
         seed=folder / "seed.iso",
         boot=request.boot,
         vnc=request.vnc,
@@ -298,7 +299,7 @@ def _plan_wiring(context: Context, request: CreateRequest, wanted: NicRequest, t
 
 
 def _choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: _Surroundings, planned: list[Nic]) -> Mac:
-    """A free MAC: the kernel refuses the same one twice on a parent, at start, when it is too late to say whose it is."""
+    """A free MAC: the kernel refuses the same one twice on a parent, but at start, and without saying whose it is."""
     holders: dict[str, str] = {link.mac: f"the link {link.name}" for link in there.links.all}
     holders |= {found.mac: f"machine {machine.name}" for machine in there.machines for found in machine.nics}
     holders |= {other.mac: "another NIC of this machine" for other in planned}

@@ -1,4 +1,4 @@
-"""Taking a machine away, all of it: what `delete` does, what undoes a failed create, and what recovery does after a kill.
+"""Taking a machine away: what `delete` does, what undoes a failed create, and what recovery does after a kill.
 
 Every step takes "already gone" as done, so that it can run any number of times, from any state.
 """
@@ -53,7 +53,7 @@ def remove_domain(context: Context, name: str, uuid: str) -> None:
 
 
 def remove_files(context: Context, uuid: str, *, keep_disks: bool = False) -> list[Path]:
-    """Deletes what the store records as made for this machine, and its folder once that is empty; returns disks kept."""
+    """Deletes what the store records as made for this machine, and its folder once empty; returns the disks kept."""
     kept = []
     for path in context.store.files_of(uuid):
         if keep_disks and path.suffix == ".qcow2":

@@ -36,7 +36,7 @@ class CreateRequest:
     user_data: bytes = b""
     password: str = ""
     template: Path | None = None
-    virt_type: str = "auto"
+    virt_type: str = ""
     boot: DirectBoot | None = None
     vnc: Vnc | None = None
     start: bool = True

@@ -26,6 +26,7 @@ class Process:
         self._running = running
         self._output = output
         self._errors = errors
+        self.pid = running.pid  # as the node numbers it
 
     @property
     def stdout(self) -> str:

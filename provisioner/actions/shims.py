@@ -2,8 +2,8 @@
 
 Each measure answers something that was seen to go wrong with a plain macvlan and a route:
 - the source is pinned to the parent's address, or the kernel may pick another NIC's;
-- the neighbour entry is permanent, or the host would ask for the guest by broadcast with the shim's MAC, a LAN peer would
-  learn that, and a host with strict rp_filter would drop the peer from then on;
+- the neighbour entry is permanent, or the host would ask for the guest by broadcast with the shim's MAC, a LAN peer
+  would learn that, and a host with strict rp_filter would drop the peer from then on;
 - `arp_filter`, or both the parent and the shim would answer the LAN for the host's address;
 - IPv6 needs a proxy entry, since neighbour discovery answers only on the link that has the address.
 """
@@ -76,7 +76,7 @@ def _lock_name(parent: str) -> str:
 
 
 def ensure(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
-    """Brings up the shims that the routes need, then the routes. Any number of times; returns what could not be, in words.
+    """Brings up the shims that the routes need, then the routes; any number of times. Returns what could not be done.
 
     Raises Taken for a route that another program made.
     """
@@ -109,6 +109,14 @@ def _ensure_shim(parent: Link) -> Link:
     if not shim.up:
         links.set_up(shim)
     return shim
+
+
+def making_lines(parent: Link) -> list[str]:
+    """The `ip` and `sysctl` lines that amount to making the shim of a parent."""
+    name = shim_name(parent.name)
+    keys = [f"sysctl -w net.{key.format(name).replace('/', '.')}={value}" for key, value in _SYSCTLS]
+    made = f"ip link add {name} link {parent.name} address {shim_mac(parent.mac)} type macvlan mode bridge"
+    return [made, f"ip link set {name} alias {_ALIAS}{parent.name}", *keys, f"ip link set {name} up"]
 
 
 def _ensure_route(route: GuestRoute, shim: Link, source: Address) -> None:

@@ -29,7 +29,7 @@ class AddressView:
 
 @dataclass(frozen=True)
 class NicView:
-    """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where the NIC is not running or not direct."""
+    """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where it is not running or not direct."""
 
     mac: str
     mode: str | None

@@ -14,7 +14,7 @@ _MACHINES = "provisioner.cli.machines"
 _SANDBOX = "provisioner.cli.sandbox"
 
 COMMANDS = {
-    "create": (_MACHINES, "create", "Create and start a VM on the LAN."),
+    "create": ("provisioner.cli.create", "create", "Create and start a VM on the LAN."),
     "list": (_MACHINES, "list_", "List VMs with their NICs and addresses."),
     "show": (_MACHINES, "show", "Show one VM."),
     "start": (_MACHINES, "start", "Start VMs."),

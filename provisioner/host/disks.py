@@ -56,7 +56,7 @@ def sha256(path: Path) -> str:
 
 
 def import_disk(source: Path, folder: Path, checksum: str = "") -> DiskImage:
-    """Takes a raw or qcow2 disk into `folder` as `<sha256>.qcow2`, read-only; `checksum` is the source's, in hexadecimal.
+    """Takes a raw or qcow2 disk into `folder` as `<sha256>.qcow2`, read-only. `checksum` is the source's, hexadecimal.
 
     Raises NotFound, ImageRefused for what is no disk, truncated, or would make QEMU read other files.
     """
@@ -201,10 +201,7 @@ def backing_files(path: Path) -> list[Path]:
 
 
 def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """An ISO 9660 volume with Joliet and Rock Ridge names, readable by `owner` (user, group) alone: it may hold secrets.
-
-    The same files give the same bytes.
-    """
+    """An ISO 9660 volume with Joliet and Rock Ridge names; only `owner` (user, group) may read it, for it holds secrets."""
     image = _iso(files)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

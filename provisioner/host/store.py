@@ -1,7 +1,7 @@
 """The store: what neither libvirt nor the kernel can hold. MACs, leases, images, files macvm made, unfinished work.
 
-SQLite with WAL and `synchronous=FULL`, so that what was acknowledged survives a kill; every claim is a primary key taken
-inside `BEGIN IMMEDIATE`, so that two processes cannot hold one address.
+SQLite with WAL and `synchronous=FULL`, so that what was acknowledged survives a kill; every claim is a primary key
+taken inside `BEGIN IMMEDIATE`, so that two processes cannot hold one address.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StoreFailed(MacvmError):
 
 @dataclass(frozen=True)
 class Lease:
-    """An address held by a NIC. `network` is a network's name, or `parent:DEV` for a static address on a bare parent."""
+    """An address held by a NIC. `network` is a network's name, or `parent:DEV` for an address on a bare parent."""
 
     network: str
     address: str
@@ -174,7 +174,7 @@ class Store:
     # files that macvm made
 
     def own_file(self, path: Path, owner: str) -> None:
-        """Records a file before it is made: only recorded files are ever deleted. Raises Taken for another machine's."""
+        """Records a file before it is made: only recorded files are ever deleted. Raises Taken for another's."""
         with self.change() as db:
             db.execute("INSERT OR IGNORE INTO files VALUES (?, ?)", (str(path), owner))
             holder = db.execute("SELECT owner FROM files WHERE path = ?", (str(path),)).fetchone()["owner"]

@@ -37,11 +37,15 @@ def parse(text: str | bytes, what: str) -> Element:
         root = etree.fromstring(text.encode() if isinstance(text, str) else text, _parser())
     except etree.XMLSyntaxError as error:
         raise Usage(f"{what} is no XML: {error.msg}", hint) from None
-    if root.getroottree().docinfo.doctype:
+    if _has_doctype(root):
         raise Usage(f"{what} has a document type declaration, which could hide entities", "take the <!DOCTYPE …> out")
     if root.tag != "domain":
         raise Usage(f"{what} is no libvirt domain: its root element is <{root.tag}>", hint)
     return root
+
+
+def _has_doctype(root: Element) -> bool:
+    return bool(getattr(root.getroottree().docinfo, "doctype", ""))
 
 
 def _child(parent: Element, tag: str) -> Element:
@@ -65,11 +69,13 @@ def _drop(parent: Element, *tags: str) -> None:
 
 
 def domain_xml(machine: Machine, template: str | bytes, what: str = "the template") -> str:
-    """The domain that libvirt is to define. Name, UUID, memory, CPUs, disks, NICs and macvm's metadata are the machine's;
-    all else is the template's. Raises Usage for a template that is no domain."""
+    """The domain that libvirt is to define. Name, UUID, memory, CPUs, disks, NICs and macvm's metadata are the
+    machine's; all else is the template's. Raises Usage for a template that is no domain."""
     root = parse(template, what)
-    for comment in root.xpath("//comment()"):
-        comment.getparent().remove(comment) if comment.getparent() is not None else None
+    for comment in list(root.iter(etree.Comment)):
+        above = comment.getparent()
+        if above is not None:
+            above.remove(comment)
     root.set("type", machine.virt_type)
     _drop(root, "memory", "currentMemory", "maxMemory", "vcpus", "genid")
     _set_text(root, "name", machine.name)
@@ -145,14 +151,27 @@ def _disk(path: Path, device: str, fmt: str, target: str, bus: str) -> Element:
     return element
 
 
+def _backing_store(base: Path) -> Element:
+    """The base said outright: libvirt need not read it out of the overlay, which the guest's QEMU can write, and leaves
+    the base's owner alone, so that no QEMU can make it writable."""
+    store = etree.Element("backingStore", type="file")
+    etree.SubElement(store, "format", type="qcow2")
+    source = etree.SubElement(store, "source", file=str(base))
+    etree.SubElement(source, "seclabel", model="dac", relabel="no")
+    etree.SubElement(store, "backingStore")
+    return store
+
+
 def _fill_disks(devices: Element, machine: Machine) -> None:
     _drop(devices, "disk")
     if machine.disk:
-        devices.append(_disk(machine.disk, "disk", "qcow2", "vda", "virtio"))
+        disk = _disk(machine.disk, "disk", "qcow2", "vda", "virtio")
+        devices.append(disk)
+        if machine.base:
+            disk.append(_backing_store(machine.base))
     if machine.seed:
-        seed = _disk(machine.seed, "cdrom", "raw", "sda", "sata" if _is_q35(devices) else "ide")
-        if not _is_q35(devices):
-            seed.find("target").set("dev", "hda")
+        target, bus = ("sda", "sata") if _is_q35(devices) else ("hda", "ide")
+        seed = _disk(machine.seed, "cdrom", "raw", target, bus)
         etree.SubElement(seed, "readonly")
         devices.append(seed)
 
@@ -180,7 +199,8 @@ def _fill_vnc(devices: Element, machine: Machine) -> None:
 
 
 def _is_q35(devices: Element) -> bool:
-    kind = devices.getparent().find("os/type")
+    root = devices.getparent()
+    kind = None if root is None else root.find("os/type")
     return kind is not None and "q35" in kind.get("machine", "")
 
 
@@ -199,7 +219,7 @@ def _takes_root_port(device: Element) -> bool:
 
 
 def _fill_root_ports(root: Element, devices: Element) -> None:
-    """q35 hot-plugs only behind `pcie-root-port`s, and libvirt adds one by default: add what the devices need, and spares."""
+    """q35 hot-plugs only behind `pcie-root-port`s, of which libvirt adds one: add what the devices need, and spares."""
     if not _is_q35(devices):
         return
     if devices.find("controller[@type='pci'][@model='pcie-root']") is None:
@@ -240,7 +260,8 @@ def found_machine(text: str, state: str = "unknown", autostart: bool = False) ->
     """What macvm needs to know of a domain, from its XML."""
     root = parse(text, "the domain")
     interfaces = root.findall("devices/interface")
-    files = [Path(source.get("file", "")) for source in root.findall("devices/disk/source[@file]")]
+    # The disks themselves, and the bases below them where the definition or the running domain names them.
+    files = [Path(source.get("file", "")) for source in root.iterfind("devices/disk//source[@file]")]
     return FoundMachine(
         name=root.findtext("name") or "",
         uuid=root.findtext("uuid") or "",

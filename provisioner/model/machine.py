@@ -27,13 +27,10 @@ def parse_size(text: str, *, plain_unit: str = "m", what: str = "size") -> int:
 
 def human_size(size: int) -> str:
     """`20 MiB`: three digits at most."""
-    value = float(size)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if value < 1024:
-            break
-        value /= 1024
-    else:
-        unit = "PiB"
+    units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    value, unit = float(size), units.pop(0)
+    while value >= 1024 and units:
+        value, unit = value / 1024, units.pop(0)
     return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
 
 
@@ -67,7 +64,8 @@ class Marks:
 
 @dataclass(frozen=True)
 class Machine:
-    """Everything that the domain XML is made from. `memory` is in bytes; `disk` None is a machine without one."""
+    """Everything that the domain XML is made from. `memory` is in bytes; `disk` None is a machine without one, and
+    `base` None a disk that is no overlay."""
 
     name: str
     uuid: str
@@ -76,6 +74,7 @@ class Machine:
     virt_type: str
     nics: tuple[Nic, ...]
     disk: Path | None = None
+    base: Path | None = None
     seed: Path | None = None
     boot: DirectBoot | None = None
     vnc: Vnc | None = None
@@ -99,7 +98,7 @@ class FoundNic:
 
 @dataclass(frozen=True)
 class FoundMachine:
-    """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks' paths."""
+    """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks."""
 
     name: str
     uuid: str

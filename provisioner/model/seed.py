@@ -1,8 +1,8 @@
 """The NoCloud seed's texts: one set of files that CirrOS, cloud-init and the tiny image all read.
 
-cloud-init reads `meta-data`, `user-data` and `network-config` (version 2, NICs matched by MAC). CirrOS reads `meta-data` as
-JSON, which is valid YAML too, runs `user-data` only where it begins with `#!`, and copies the `files/` tree into its root
-before the network starts: `/etc/network/interfaces` serves 0.3 to 0.5, `/etc/dhcpcd.conf` 0.6.
+cloud-init reads `meta-data`, `user-data` and `network-config` (version 2, NICs matched by MAC). CirrOS reads
+`meta-data` as JSON, which is valid YAML too, runs `user-data` only where it begins with `#!`, and copies the `files/`
+tree into its root before the network starts: `/etc/network/interfaces` serves 0.3 to 0.5, `/etc/dhcpcd.conf` 0.6.
 """
 
 from __future__ import annotations

@@ -1,0 +1,146 @@
+"""What a command would do, with the lines of `ip`, `sysctl`, `qemu-img` and `virsh` that amount to the same."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+
+from provisioner.actions import images, shims
+from provisioner.actions.plan import Plan, make_plan
+from provisioner.actions.request import CreateRequest
+from provisioner.context import Context
+from provisioner.errors import NotFound, Unable
+from provisioner.host import links, netlink
+from provisioner.model.machine import FoundMachine
+from provisioner.model.names import shim_name
+
+Maker = Callable[[Context, Sequence[str]], list[str]]
+
+#: What stands in the seed only as a hash or a key still says too much for a screen.
+_MASKED = ("password", "chpasswd", "passwd")
+
+
+def create(context: Context, request: CreateRequest) -> str:
+    """The steps, the seed's texts with secrets masked, and the domain's XML. Raises Problems, as `create` does."""
+    plan = make_plan(context, request)
+    parts = ["# steps", *_create_steps(context, plan), *(f"# note: {note}" for note in plan.notes), "", "# seed"]
+    for name, content in sorted(plan.seed.items()):
+        parts += [f"## {name}", *(_mask(line) for line in content.decode(errors="replace").splitlines())]
+    return "\n".join([*parts, "", "# domain", plan.xml])
+
+
+def _mask(line: str) -> str:
+    return "(masked: sets a password)" if any(word in line for word in _MASKED) else line
+
+
+def _create_steps(context: Context, plan: Plan) -> list[str]:
+    machine = plan.machine
+    lines = []
+    if plan.image and machine.disk:
+        base = str(images.image_path(context, plan.image))
+        size = [str(plan.disk_size)] if plan.disk_size else []
+        argv = ["qemu-img", "create", "-f", "qcow2", "-F", "qcow2", "-b", base, str(machine.disk), *size]
+        lines.append(shlex.join(argv))
+    elif machine.disk:
+        lines.append(shlex.join(["qemu-img", "create", "-f", "qcow2", str(machine.disk), str(plan.disk_size)]))
+    lines.append(f"xorrisofs -o {machine.seed} -V cidata -J -R SEED-FOLDER")
+    lines.append("virsh define --validate DOMAIN.xml")
+    if plan.start:
+        lines.append(f"virsh start --paused {machine.name}")
+        for nic in machine.nics:
+            if nic.direct:
+                lines += _nic_lines(nic.device, nic.mtu)
+        for route in plan.routes:
+            lines += [line for line in shim_lines(route) if line not in lines]
+        lines.append(f"virsh resume {machine.name}")
+    if plan.autostart:
+        lines.append(f"virsh autostart {machine.name}")
+    return lines
+
+
+def _nic_lines(device: str, mtu: int | None) -> list[str]:
+    lines = [f"sysctl -w net.ipv6.conf.{device}.disable_ipv6=1", f"ip link set {device} allmulticast on"]
+    return [*lines, f"ip link set {device} mtu {mtu}"] if mtu else lines
+
+
+def shim_lines(route: shims.GuestRoute) -> list[str]:
+    """The `ip` and `sysctl` lines that make a route and its shim."""
+    parent = netlink.get_link(route.parent)
+    source = shims.pinned_source(route.parent, route.address)
+    if source is None:
+        return []
+    shim = shims.find_shim(parent)
+    name = shim.name if shim else shim_name(parent.name)
+    lines = [] if shim else shims.making_lines(parent)
+    family = f"ip -{source.version}"
+    lines.append(f"{family} neigh replace {route.address} lladdr {route.mac} dev {name} nud permanent")
+    if source.version == 6:
+        lines.append(f"ip -6 neigh add proxy {source} dev {name}")
+    whole = f"{route.address}/{route.address.max_prefixlen}"
+    route_words = f"{family} route add {whole} dev {name} src {source} proto {links.PROTOCOL}"
+    return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
+
+
+def _machines(context: Context, names: Sequence[str]) -> list[FoundMachine]:
+    return [context.hypervisor.get(name) for name in names]
+
+
+def _routes(context: Context, machine: FoundMachine) -> list[shims.GuestRoute]:
+    store = context.reading_store
+    return shims.routes_of(store.leases(), machine.uuid) if store else []
+
+
+def start(context: Context, names: Sequence[str]) -> list[str]:
+    lines = []
+    for machine in _machines(context, names):
+        lines.append(f"virsh start --paused {machine.name}")
+        for nic in machine.nics:
+            if nic.kind == "direct" and nic.device:
+                lines += _nic_lines(nic.device, None)
+        for route in _routes(context, machine):
+            lines += shim_lines(route)
+        lines.append(f"virsh resume {machine.name}")
+    return lines
+
+
+def stop(context: Context, names: Sequence[str]) -> list[str]:
+    return [f"virsh shutdown --mode acpi {machine.name}" for machine in _machines(context, names)]
+
+
+def cut(context: Context, names: Sequence[str]) -> list[str]:
+    return [f"virsh destroy {machine.name}" for machine in _machines(context, names)]
+
+
+def restart(context: Context, names: Sequence[str]) -> list[str]:
+    return stop(context, names) + start(context, names)
+
+
+def autostart_on(context: Context, names: Sequence[str]) -> list[str]:
+    return [f"virsh autostart {machine.name}" for machine in _machines(context, names)]
+
+
+def autostart_off(context: Context, names: Sequence[str]) -> list[str]:
+    return [f"virsh autostart --disable {machine.name}" for machine in _machines(context, names)]
+
+
+def delete(context: Context, names: Sequence[str]) -> list[str]:
+    lines = []
+    for machine in _machines(context, names):
+        if machine.marks is None:
+            raise Unable(f"{machine.name} was not made by macvm", f"virsh undefine {machine.name}")
+        lines += [f"virsh destroy {machine.name}", f"virsh undefine --nvram {machine.name}"]
+        store = context.reading_store
+        lines += [f"rm {shlex.quote(str(path))}" for path in store.files_of(machine.uuid)] if store else []
+        for route in _routes(context, machine):
+            name = shim_name(route.parent)
+            lines.append(f"ip route del {route.address} dev {name} proto {links.PROTOCOL}")
+            lines.append(f"ip neigh del {route.address} dev {name}")
+    return lines
+
+
+def delete_image(context: Context, wanted: str) -> list[str]:
+    store = context.reading_store
+    image = images.find_image(images.list_images(store), wanted)
+    if image is None:
+        raise NotFound(f"there is no image {wanted} here", "`macvm image list` shows those that are")
+    return [f"rm {shlex.quote(str(images.image_path(context, image)))}"]

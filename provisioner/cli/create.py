@@ -1,0 +1,187 @@
+"""`macvm create`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from provisioner.actions import machines, preview, views, waiting
+from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.cli import parameters, render
+from provisioner.cli.base import Command
+from provisioner.cli.machines import open_console, print_machine
+from provisioner.cli.run import changing, looking, tell
+from provisioner.context import Context, Options
+from provisioner.errors import MacvmError, PartlyDone, Usage
+from provisioner.model.machine import DirectBoot
+from provisioner.model.nic import MacvtapMode
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command(cls=Command)
+@click.argument("name", required=False)
+@click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
+@click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
+@click.option("--ip", multiple=True, metavar="ADDRESS/LEN|dhcp|none", help="What the guest is told; default dhcp.")
+@click.option("--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own.")
+@click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own.")
+@click.option("--mac", type=parameters.MAC, help="The NIC's MAC; default: macvm chooses.")
+@click.option("--mtu", type=parameters.MTU, help="The NIC's MTU, at most the parent's.")
+@click.option("--nic", "nics", multiple=True, metavar="KEY=VALUE,…", help="One more NIC; `--nic help` lists the keys.")
+@click.option("--image", default="", metavar="NAME[:VERSION]", help="Default: the newest CirrOS here, else tiny.")
+@click.option("--memory", type=parameters.MEMORY, default="512", metavar="SIZE", help="MiB, or 512M, 2G.  [512]")
+@click.option("--vcpus", type=int, default=1, metavar="N", help="Virtual CPUs.  [1]")
+@click.option("--disk", type=parameters.DISK, metavar="SIZE", help="Size of the disk; default: the image's.")
+@click.option(
+    "--ssh-key", "ssh_keys", multiple=True, type=_PATH, help="Public key file; default: your own ~/.ssh/*.pub."
+)
+@click.option("--user-data", type=_PATH, metavar="FILE", help="Handed to the guest's first boot.")
+@click.option("--password", help="For the image's login; only its hash reaches the guest.")
+@click.option("--template", type=_PATH, metavar="FILE", help="A libvirt domain of yours to start from.")
+@click.option("--virt-type", type=click.Choice(["auto", "kvm", "qemu"]), help="KVM or emulation.  [auto]")
+@click.option("--kernel", type=_PATH, metavar="FILE", help="Boot this kernel, without a boot loader.")
+@click.option("--initrd", type=_PATH, metavar="FILE", help="Its initramfs.")
+@click.option("--cmdline", default="", metavar="TEXT", help="Its command line.")
+@click.option("--vnc", type=parameters.VNC, is_flag=False, flag_value="", metavar="[=ADDRESS[:PORT]]", help="A screen.")
+@click.option("--vnc-exposed", is_flag=True, help="Let --vnc listen beyond this host, unencrypted.")
+@click.option("--no-start", is_flag=True, help="Define only.")
+@click.option("--no-shim", is_flag=True, help="Leave the host's side alone: the host will not reach the guest.")
+@click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
+@click.option("--autostart", is_flag=True, help="Start with the host.")
+@click.option(
+    "--wait", "wait_for", is_flag=False, flag_value="ping", metavar="[=ping]", help="Until the guest answers."
+)
+@click.option("--timeout", type=parameters.SECONDS, default="120", help="How long --wait waits.  [120s]")
+@click.option("--console", is_flag=True, help="Open the serial console afterwards.")
+@click.option("--count", type=int, metavar="N", help="NAME-1 … NAME-N, at consecutive addresses.")
+@click.option("--lab", default="", metavar="L", help="The lab it belongs to.")
+@click.option("--label", "labels", multiple=True, type=parameters.LABEL, help="For `list -l`.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> None:
+    """Create and start a VM on the LAN.
+
+    Its NIC sits on a host link with macvtap; for a static address the host gets a shim, so that the two can talk.
+    """
+    if "help" in given["nics"]:
+        render.print_facts(parameters.NIC_KEYS.items())
+        return
+    wait_for, console = given.pop("wait_for"), given.pop("console")
+    timeout = given.pop("timeout")
+    if wait_for not in (None, "ping"):
+        raise Usage(f"--wait={wait_for} is not known", "--wait or --wait=ping")
+    if console and count:
+        raise Usage("--console and --count exclude one another", "open it later: macvm console NAME")
+    with looking() if dry_run else changing() as (context, options):
+        request = _request(name or machines.unused_name(context), **given)
+        _check_wait(request, wait_for, console)
+        requests = [request] if count is None else machines.numbered(request, count)
+        if dry_run:
+            for one in requests:
+                click.echo(preview.create(context, one))
+            return
+        names = _create_all(context, requests)
+        if wait_for:
+            waiting.wait_for_ping(context, names, timeout)
+        _print(context, options, names, alone=count is None)
+    if console:
+        open_console(names[0])
+
+
+def _check_wait(request: CreateRequest, wait_for: str | None, console: bool) -> None:
+    if (wait_for or console) and not request.start:
+        raise Usage("--no-start leaves nothing to wait for", "leave --wait, --console or --no-start out")
+    if wait_for and not any(nic.addressing.static for nic in request.nics):
+        raise Usage(
+            "--wait needs an address that macvm knows, and none is given",
+            "add --ip ADDRESS/LENGTH, or leave --wait out",
+        )
+
+
+def _request(
+    name: str,
+    *,
+    mode: MacvtapMode | None,
+    parent: str | None,
+    ip: Sequence[str],
+    gateway: Sequence[str],
+    dns: Sequence[str],
+    mac: Any,
+    mtu: int | None,
+    nics: Sequence[str],
+    kernel: Path | None,
+    initrd: Path | None,
+    cmdline: str,
+    vnc: Any,
+    vnc_exposed: bool,
+    virt_type: str | None,
+    ssh_keys: Sequence[Path],
+    user_data: Path | None,
+    memory: int,
+    disk: int | None,
+    no_start: bool,
+    no_shim: bool,
+    password: str | None,
+    **same: Any,
+) -> CreateRequest:
+    """`same` are options whose names and values the request takes as they are."""
+    first = parameters.first_nic(mode, parent, ip, gateway, dns, mac, mtu)
+    more = [parameters.parse_nic(text) for text in nics]
+    if (initrd or cmdline) and not kernel:
+        raise Usage("--initrd and --cmdline need --kernel", "add --kernel FILE")
+    if vnc and vnc.listen not in ("127.0.0.1", "::1"):
+        if not vnc_exposed:
+            raise Usage(
+                f"--vnc={vnc.listen} would show the guest's screen to the network, unencrypted and without a password",
+                "reach 127.0.0.1 through ssh -L, or insist with --vnc-exposed",
+            )
+        tell(f"warning: whoever reaches {vnc.listen} sees and controls {name}'s screen")
+    return CreateRequest(
+        name=name,
+        nics=tuple([first] if first else [] if more else [NicRequest()]) + tuple(more),
+        memory=memory,
+        disk_size=disk,
+        ssh_keys=parameters.read_keys(ssh_keys) if ssh_keys else None,
+        user_data=parameters.read_user_data(user_data),
+        password=password or "",
+        virt_type=virt_type or "",
+        boot=DirectBoot(kernel.absolute(), initrd.absolute() if initrd else None, cmdline) if kernel else None,
+        vnc=vnc,
+        start=not no_start,
+        shim=not no_shim,
+        **same,
+    )
+
+
+def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str]:
+    """One after the other. What was made before a failure stays, and is named."""
+    names: list[str] = []
+    for request in requests:
+        try:
+            made = machines.create(context, request)
+        except (MacvmError, KeyboardInterrupt) as error:
+            if not names:
+                raise
+            said = str(error) or "interrupted"
+            raise PartlyDone(
+                f"{request.name} was not made ({said}); {', '.join(names)} were, and stay",
+                getattr(error, "hint", "") or f"macvm delete {' '.join(names)}",
+            ) from error
+        names.append(made.name)
+        for note in made.notes:
+            tell(f"note: {note}")
+    return names
+
+
+def _print(context: Context, options: Options, names: Sequence[str], *, alone: bool) -> None:
+    made = [views.show(context, name) for name in names]
+    if options.output == "json":
+        render.print_json(made[0] if alone else made)
+    elif options.output == "name":
+        render.print_names(names)
+    else:
+        for machine in made:
+            print_machine(machine)

@@ -1,0 +1,237 @@
+"""The commands for whole machines, but for `create`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from provisioner.actions import images, machines, power, preview, views, waiting
+from provisioner.actions.views import MachineView, NicView
+from provisioner.cli import parameters, render
+from provisioner.cli.base import Command, options_of
+from provisioner.cli.run import changing, confirm, looking, tell
+from provisioner.context import load_settings
+from provisioner.errors import Usage
+from provisioner.host.commands import missing_tool
+
+
+def mode_text(nic: NicView) -> str:
+    """The kernel's mode where it runs; libvirt's beside it where the two differ."""
+    if nic.kernel_mode and nic.mode and nic.kernel_mode != nic.mode:
+        return f"{nic.kernel_mode} (libvirt: {nic.mode})"
+    return nic.kernel_mode or nic.mode or ""
+
+
+def addresses_text(nic: NicView) -> str:
+    return ", ".join(f"{address.address} ({address.source})" for address in nic.addresses)
+
+
+def nic_cells(nic: NicView) -> tuple[str, ...]:
+    """mode, parent, host device, MAC, addresses"""
+    return (mode_text(nic), nic.parent or nic.network or "", nic.device or "", nic.mac, addresses_text(nic))
+
+
+def print_machine(machine: MachineView) -> None:
+    render.print_facts(
+        [
+            ("name", machine.name),
+            ("state", machine.state),
+            ("uuid", machine.uuid),
+            ("image", machine.image or ""),
+            ("lab", machine.lab or ""),
+            ("labels", ", ".join(f"{key}={value}" for key, value in machine.labels.items())),
+        ]
+    )
+    for number, nic in enumerate(machine.nics):
+        mode, where, device, mac, addresses = nic_cells(nic)
+        wiring = f"{mode} on {where}" if nic.parent else f"libvirt network {where}"
+        parts = [mac, wiring, device, addresses]
+        render.print_facts([(f"nic {number}", "  ".join(part for part in parts if part))])
+
+
+@click.command("list", cls=Command)
+@click.argument("globs", nargs=-1, metavar="[GLOB]…")
+@click.option("--lab", metavar="L", help="Only this lab's.")
+@click.option("-l", "--label", "labels", multiple=True, type=parameters.LABEL, help="Only those with this label.")
+def list_(globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]) -> None:
+    """List VMs with their NICs and addresses, whoever made them."""
+    with looking() as (context, options):
+        listing = views.look(context)
+        chosen = views.select(listing.machines, globs if not listing.problem else (), lab, labels)
+        if options.output == "json":
+            render.print_json(chosen)
+        elif options.output == "name":
+            render.print_names(machine.name for machine in chosen)
+        else:
+            _print_list(chosen)
+        if listing.problem:
+            raise listing.problem
+
+
+def _print_list(chosen: Sequence[MachineView]) -> None:
+    rows = []
+    for machine in chosen:
+        first = (machine.name, machine.state)
+        for nic in machine.nics or (None,):
+            rows.append((*first, *(nic_cells(nic) if nic else ("",) * 5)))
+            # Further NICs of a machine stand below its first, the name not repeated.
+            first = (" ", " ")
+    render.print_table(("NAME", "STATE", "MODE", "PARENT", "DEVICE", "MAC", "ADDRESSES"), rows)
+
+
+@click.command(cls=Command)
+@click.argument("name")
+def show(name: str) -> None:
+    """Show one VM."""
+    with looking() as (context, options):
+        machine = views.show(context, name)
+        if options.output == "json":
+            render.print_json(machine)
+        elif options.output == "name":
+            render.print_names([machine.name])
+        else:
+            print_machine(machine)
+
+
+def _names_and_dry_run(function: click.decorators.FC) -> click.decorators.FC:
+    function = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")(function)
+    return click.argument("names", nargs=-1, required=True, metavar="NAME…")(function)
+
+
+def _done(names: Sequence[str], word: str) -> None:
+    """The result of a command that changes machines: their names where asked for, a line each otherwise."""
+    options = options_of(click.get_current_context())
+    if options.output == "json":
+        render.print_json([{"name": name, "result": word} for name in names])
+    elif options.output == "name":
+        render.print_names(names)
+    else:
+        for name in names:
+            tell(f"{word}: {name}")
+
+
+@click.command(cls=Command)
+@_names_and_dry_run
+def start(names: Sequence[str], dry_run: bool) -> None:
+    """Start VMs; a paused one goes on."""
+    if dry_run:
+        return _preview(preview.start, names)
+    with changing() as (context, _):
+        for note in power.start(context, names):
+            tell(f"note: {note}")
+    return _done(names, "started")
+
+
+def _preview(make: preview.Maker, names: Sequence[str]) -> None:
+    with looking() as (context, _):
+        click.echo("\n".join(make(context, names)))
+
+
+_TIMEOUT = click.option("--timeout", type=parameters.SECONDS, default="60", help="How long the guest may take.  [60s]")
+_FORCE = click.option("--force", is_flag=True, help="Cut the power.")
+
+
+@click.command(cls=Command)
+@_names_and_dry_run
+@_TIMEOUT
+@_FORCE
+def stop(names: Sequence[str], timeout: float, force: bool, dry_run: bool) -> None:
+    """Shut VMs down through ACPI, and wait until they are off."""
+    if dry_run:
+        return _preview(preview.cut if force else preview.stop, names)
+    with changing() as (context, _):
+        power.stop(context, names, timeout=timeout, force=force)
+    return _done(names, "stopped")
+
+
+@click.command(cls=Command)
+@_names_and_dry_run
+@_TIMEOUT
+@_FORCE
+def restart(names: Sequence[str], timeout: float, force: bool, dry_run: bool) -> None:
+    """Stop VMs and start them again."""
+    if dry_run:
+        return _preview(preview.restart, names)
+    with changing() as (context, _):
+        for note in power.restart(context, names, timeout=timeout, force=force):
+            tell(f"note: {note}")
+    return _done(names, "restarted")
+
+
+@click.command(cls=Command)
+@click.argument("switch", type=click.Choice(["on", "off"]))
+@_names_and_dry_run
+def autostart(switch: str, names: Sequence[str], dry_run: bool) -> None:
+    """Start VMs with the host, or not."""
+    on = switch == "on"
+    if dry_run:
+        return _preview(preview.autostart_on if on else preview.autostart_off, names)
+    with changing() as (context, _):
+        power.autostart(context, names, on)
+    return _done(names, f"autostart {switch}")
+
+
+@click.command(cls=Command)
+@_names_and_dry_run
+@click.option("--keep-disks", is_flag=True, help="Leave the disks, and say where they are.")
+def delete(names: Sequence[str], keep_disks: bool, dry_run: bool) -> None:
+    """Delete VMs and all that create made for them; nothing else."""
+    if dry_run:
+        return _preview(preview.delete, names)
+    confirm(f"Delete {', '.join(names)}{'' if keep_disks else ' and their disks'}?", options_of(_here()))
+    with changing() as (context, options):
+        deleted = machines.delete(context, names, keep_disks=keep_disks)
+    for machine in deleted:
+        for disk in machine.kept:
+            tell(f"kept: {disk}")
+    if options.output == "json":
+        return render.print_json(deleted)
+    return _done([machine.name for machine in deleted], "deleted")
+
+
+def _here() -> click.Context:
+    return click.get_current_context()
+
+
+@click.command(cls=Command)
+@click.argument("name")
+def console(name: str) -> None:
+    """Open a VM's serial console; Ctrl+] ends it."""
+    open_console(name)
+
+
+def open_console(name: str) -> None:
+    """Becomes `virsh console`, which is kept well; says the image's login first."""
+    with looking() as (context, _):
+        machine = views.show(context, name)
+        if machine.state == "off":
+            raise Usage(f"{machine.name} is off, and has no console now", f"macvm start {machine.name}")
+        entry = images.catalogue().get((machine.image or "").partition(":")[0])
+    if entry and entry.login:
+        tell(f"login: {entry.login}" + (f", password: {entry.password}" if entry.password else ""))
+    uri = load_settings(options_of(_here()), os.environ).connect
+    sys.stdout.flush()
+    try:
+        os.execvp("virsh", ["virsh", "--connect", uri, "console", machine.uuid])
+    except FileNotFoundError as error:
+        raise missing_tool("virsh") from error
+
+
+@click.command(cls=Command)
+@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.option("--for", "what", type=click.Choice(["ping"]), default="ping", help="What to wait for.  [ping]")
+@click.option("--timeout", type=parameters.SECONDS, default="60", help="How long.  [60s]")
+def wait(names: Sequence[str], what: str, timeout: float) -> None:
+    """Wait until VMs answer."""
+    with looking() as (context, options):
+        answered = waiting.wait_for_ping(context, names, timeout)
+    if options.output == "json":
+        render.print_json([{"name": name, "answered": what, "address": address} for name, address in answered.items()])
+    elif options.output == "name":
+        render.print_names(answered)
+    else:
+        for name, address in answered.items():
+            tell(f"{name} answers {what} at {address}")

@@ -1,0 +1,164 @@
+"""Option types and the words of `--nic`: text to the model's values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from provisioner.actions.request import NicRequest
+from provisioner.errors import Usage
+from provisioner.model.machine import Vnc, parse_size
+from provisioner.model.names import Mac, printable
+from provisioner.model.nic import MacvtapMode, parse_address, parse_addressing
+
+NIC_KEYS = {
+    "parent": "host link to sit on (default: the default route's)",
+    "mode": "bridge, vepa, private or passthrough (default: bridge)",
+    "ip": "ADDRESS/LENGTH, dhcp or none; may be repeated (default: dhcp)",
+    "gateway": "the guest's router; may be repeated, once a family",
+    "dns": "a name server; may be repeated",
+    "mac": "six bytes (default: macvm chooses)",
+    "mtu": "in bytes, at most the parent's",
+    "libvirt": "a libvirt network, such as default, in place of parent and mode",
+}
+
+
+class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.3 on
+    """A type made of a function that raises our own errors."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return self._parse(value) if isinstance(value, str) else value
+
+
+MODE = Words("mode", MacvtapMode.parse)
+MAC = Words("mac", Mac.parse)
+MEMORY = Words("size", lambda text: parse_size(text, what="amount of memory"))
+DISK = Words("size", lambda text: parse_size(text, plain_unit="g", what="disk size"))
+
+
+def _seconds(text: str) -> float:
+    digits = text.strip().removesuffix("s")
+    scale = 1
+    if digits.endswith("m"):
+        digits, scale = digits[:-1], 60
+    try:
+        seconds = float(digits) * scale
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise Usage(f"{printable(text)} is no time", "seconds, such as 60 or 60s, or minutes, such as 2m")
+    return seconds
+
+
+SECONDS = Words("seconds", _seconds)
+
+
+def _label(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if not sign or not key:
+        raise Usage(f"{printable(text)} is no label", "KEY=VALUE")
+    return key, value
+
+
+LABEL = Words("key=value", _label)
+
+
+def _mtu(text: str) -> int:
+    # RFC 791 and RFC 8200: an IPv4 host takes 68 bytes, IPv6 wants 1280; an interface's own limit is 65535.
+    if not text.isdecimal() or not 68 <= int(text) <= 65535:
+        raise Usage(f"{printable(text)} is no MTU", "a number of bytes from 68 to 65535")
+    return int(text)
+
+
+MTU = Words("bytes", _mtu)
+
+
+def _vnc(text: str) -> Vnc:
+    if not text:
+        return Vnc()
+    host, sign, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not sign:
+        host, port = text, ""
+    if port and (not port.isdecimal() or not 5900 <= int(port) <= 65535):
+        raise Usage(f"{printable(port)} is no VNC port", "a number from 5900 to 65535")
+    address = parse_address(host.strip("[]") or "127.0.0.1", "address to listen on")
+    return Vnc(str(address), int(port) if port else None)
+
+
+VNC = Words("address[:port]", _vnc)
+
+
+def parse_nic(text: str) -> NicRequest:
+    """`parent=eth1,mode=vepa,ip=192.0.2.11/24` as a request. Raises Usage."""
+    given: dict[str, list[str]] = {}
+    for part in text.split(","):
+        key, sign, value = part.strip().partition("=")
+        if key not in NIC_KEYS or not sign or not value:
+            raise Usage(f"--nic {printable(text)}: {printable(part)} is not understood", f"keys: {', '.join(NIC_KEYS)}")
+        given.setdefault(key, []).append(value)
+    for key, values in given.items():
+        if len(values) > 1 and key not in ("ip", "gateway", "dns"):
+            raise Usage(f"--nic {printable(text)}: {key} is given twice", f"give {key} once")
+    if "libvirt" in given and len(given) > 1:
+        others = ", ".join(key for key in given if key != "libvirt")
+        raise Usage(f"--nic libvirt={given['libvirt'][0]} takes no {others}", "the libvirt network decides those")
+
+    def one(key: str) -> str:
+        return given.get(key, [""])[0]
+
+    return NicRequest(
+        mode=MacvtapMode.parse(one("mode") or "bridge"),
+        parent=one("parent"),
+        libvirt_network=one("libvirt"),
+        mac=Mac.parse(one("mac")) if one("mac") else None,
+        mtu=_mtu(one("mtu")) if one("mtu") else None,
+        addressing=parse_addressing(given.get("ip", ()), given.get("gateway", ()), given.get("dns", ())),
+    )
+
+
+def first_nic(
+    mode: MacvtapMode | None,
+    parent: str | None,
+    ip: Sequence[str],
+    gateway: Sequence[str],
+    dns: Sequence[str],
+    mac: Mac | None,
+    mtu: int | None,
+) -> NicRequest | None:
+    """The NIC that the plain options describe; None where none of them is given."""
+    if not (mode or parent or ip or gateway or dns or mac or mtu):
+        return None
+    return NicRequest(mode or MacvtapMode.BRIDGE, parent or "", "", mac, mtu, parse_addressing(ip, gateway, dns))
+
+
+def read_user_data(path: Path | None) -> bytes:
+    """Raises Usage."""
+    if path is None:
+        return b""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Usage(f"the user-data {path} cannot be read: {error.strerror}", "check --user-data") from error
+
+
+def read_keys(paths: Sequence[Path]) -> tuple[str, ...]:
+    """Lines of public key files. Raises Usage, for a private key too: it would end in the guest."""
+    keys: list[str] = []
+    for path in paths:
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise Usage(
+                f"the key {path} cannot be read: {error}", "name a public key, such as ~/.ssh/id_ed25519.pub"
+            ) from error
+        if "PRIVATE KEY" in text:
+            raise Usage(f"{path} is a private key", f"the public one goes into guests: {path}.pub")
+        keys += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    return tuple(keys)

@@ -1,0 +1,79 @@
+"""Runs one command's action in a context: opened before, closed after, progress to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+from provisioner.actions import recovery
+from provisioner.cli.base import options_of
+from provisioner.context import Context, Options, open_context
+from provisioner.errors import Usage
+
+#: A test puts a function here that changes each context before it is used.
+context_hook: Callable[[Context], None] | None = None
+
+
+def tell(text: str) -> None:
+    """Progress and notes: standard error, unless `--quiet`."""
+    if not options_of(click.get_current_context()).quiet:
+        click.echo(text, err=True)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _open(options: Options, *, readonly: bool) -> Context:
+    context = open_context(options, readonly=readonly, say=tell)
+    if context_hook:
+        context_hook(context)
+    return context
+
+
+@contextlib.contextmanager
+def looking() -> Iterator[tuple[Context, Options]]:
+    """For commands that change nothing: what is unfinished is said, and left as it is."""
+    options = options_of(click.get_current_context())
+    context = _open(options, readonly=True)
+    try:
+        if context.hypervisor.is_local:
+            lines = recovery.unfinished_lines(context)
+            for line in lines:
+                tell(f"unfinished: {line}")
+            if lines:
+                tell("hint: macvm gc settles it, and so does every command that changes something")
+        else:
+            tell(f"{context.settings.connect} is another host: macvm makes no shim there, and knows no leases of it")
+        yield context, options
+    finally:
+        context.close()
+
+
+@contextlib.contextmanager
+def changing(*, recover: bool = True) -> Iterator[tuple[Context, Options]]:
+    """For commands that change something: what a killed macvm left is settled first. SIGTERM undoes, as Ctrl+C does."""
+    options = options_of(click.get_current_context())
+    context = _open(options, readonly=False)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        if recover and context.hypervisor.is_local and context.may_recover:
+            for line in recovery.recover(context):
+                tell(line)
+        yield context, options
+    finally:
+        context.close()
+
+
+def confirm(question: str, options: Options) -> None:
+    """Asks, where there is a terminal to ask at. Raises Usage without one and without `--yes`, Abort on a no."""
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise Usage(f"{question} There is no terminal to ask at", "say --yes")
+    click.confirm(question, abort=True, err=True)

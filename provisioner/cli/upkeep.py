@@ -1,0 +1,31 @@
+"""Commands that keep the host tidy."""
+
+from __future__ import annotations
+
+import click
+
+from provisioner.actions import recovery
+from provisioner.cli import render
+from provisioner.cli.base import Command
+from provisioner.cli.run import changing, looking, tell
+
+
+@click.command(cls=Command)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+def gc(dry_run: bool) -> None:
+    """Finish or undo what was left unfinished by a macvm that was killed."""
+    if dry_run:
+        with looking() as (context, _):
+            for line in recovery.unfinished_lines(context):
+                click.echo(f"would settle: {line}")
+        return
+    with changing(recover=False) as (context, options):
+        context.require_local_root("cleaning up")
+        settled = recovery.recover(context)
+    if options.output == "json":
+        render.print_json({"settled": settled})
+    elif options.output == "name":
+        render.print_names(settled)
+    else:
+        for line in settled or ["nothing was left unfinished"]:
+            tell(line)
