@@ -108,16 +108,11 @@ class Context:
 
     @property
     def images_dir(self) -> Path:
-        return self.state_dir / "images"
+        return self.state_dir / stores.IMAGES
 
     @property
     def machines_dir(self) -> Path:
-        return self.state_dir / "machines"
-
-    def folder(self, path: Path) -> Path:
-        """A folder of the state directory that QEMU's user may pass through, but not list; made when missing."""
-        path.mkdir(mode=0o711, parents=True, exist_ok=True)
-        return path
+        return self.state_dir / stores.MACHINES
 
     @cached_property
     def store(self) -> Store:

@@ -92,9 +92,8 @@ def import_image(context: Context, source: Path, wanted: str, checksum: str) -> 
     if find_image(context.store.images(), f"{name}:{version}" if version else name) and not version:
         hint = f"give it a version, such as {name}:2, or delete the old one: macvm image delete {name}"
         raise Taken(f"there is an image {name} already", hint)
-    folder = context.folder(context.images_dir)
     context.say(f"checking and storing {source}")
-    disk = disks.import_disk(source, folder, checksum)
+    disk = disks.import_disk(source, context.images_dir, checksum)
     return _add(context, disk, name, version)
 
 
@@ -103,7 +102,8 @@ def build_tiny(context: Context) -> StoredImage:
     from provisioner.host.tiny import build
 
     context.require_local_root("building an image")
-    folder = context.folder(context.images_dir)
+    # Opening the store makes the folders.
+    folder = context.store.path.parent / context.images_dir.name
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as work:
         built = build(Path(work))
         disk = disks.import_disk(built.disk, folder)

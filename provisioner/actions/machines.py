@@ -153,11 +153,10 @@ def _steps(context: Context, plan: Plan, work: Work, undo: ExitStack, failed: li
 
 def _make_disk(context: Context, plan: Plan) -> None:
     machine = plan.machine
-    context.folder(context.state_dir)
-    context.folder(context.machines_dir)
     if machine.serial_log:
         context.store.own_file(machine.serial_log, machine.uuid)
-    context.folder(plan.folder)
+    # QEMU's user may pass through, but not list it.
+    plan.folder.mkdir(mode=0o711)
     if machine.disk is None:
         return
     context.store.own_file(machine.disk, machine.uuid)

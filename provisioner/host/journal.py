@@ -28,8 +28,8 @@ Checkpoint = Callable[[str], None]
 class Unfinished:
     """A row as it was found. `began` is for people; `age` is in seconds of this boot, None when it is of another boot.
 
-    `looked` is when a recovery first found no effect of an intended call, in seconds of this boot's monotonic clock, and
-    `daemon` the libvirt daemon that was asked.
+    `looked` is when a recovery first found no effect of an intended call, in seconds of this boot's monotonic clock,
+    and `daemon` the libvirt daemon that was asked.
     """
 
     id: int
@@ -53,7 +53,7 @@ def boot_id() -> str:
 
 
 class Work:
-    """One open row. Steps are recorded as intended before they begin; that the one before is done is written with it."""
+    """One open row. A step is recorded as intended before it begins; that it is done, together with the next one."""
 
     def __init__(self, journal: Journal, row: int, action: str, lock: int) -> None:
         self._journal = journal
@@ -61,9 +61,13 @@ class Work:
         self._action = action
         self._lock = lock
         self._last = ""
+        self._fresh = True
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[None]:
+        if self._fresh:
+            self._fresh = False
+            self._journal.checkpoint(f"{self._action}:begin:after")
         with self._journal.store.change() as db:
             if self._last:
                 sql = "UPDATE steps SET state = 'done' WHERE journal = ? AND step = ?"
@@ -120,7 +124,6 @@ class Journal:
             # Before the commit makes the row visible: nobody can find it unlocked.
             lock = self._try_lock(row)
             assert lock is not None
-        self.checkpoint(f"{action}:begin:after")
         return Work(self, row, action, lock)
 
     def unfinished(self) -> list[Unfinished]:

@@ -28,6 +28,10 @@ def _wish(byte: int) -> bytes:
     return struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
 
 
+def create(state_dir: Path) -> None:
+    os.close(_open(state_dir, os.O_RDWR | os.O_CREAT))
+
+
 def try_lock(state_dir: Path, byte: int) -> int | None:
     """A descriptor that holds the lock until it is closed; None where another process holds it."""
     descriptor = _open(state_dir, os.O_RDWR | os.O_CREAT)

@@ -14,8 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from provisioner.errors import MacvmError, Taken, Unable
+from provisioner.host import locks
 
 DATABASE = "macvm.db"
+
+#: What lies beside it.
+IMAGES, MACHINES = FOLDERS = ("images", "machines")
 
 #: Each entry leads from one schema version (its place in the list) to the next. Entries are only ever added.
 MIGRATIONS = (
@@ -257,7 +261,9 @@ def open_store(state_dir: Path) -> Store:
     path = state_dir / DATABASE
     try:
         # Others may look up names and addresses, which are no secret; they cannot list the directory.
-        state_dir.mkdir(mode=0o711, parents=True, exist_ok=True)
+        for folder in (state_dir, *(state_dir / name for name in FOLDERS)):
+            folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        locks.create(state_dir)
     except OSError as error:
         hint = "run as root, or name another directory with --state-dir"
         raise Unable(f"the state directory {state_dir} cannot be made: {error.strerror}", hint) from error
