@@ -1,0 +1,86 @@
+"""What is compared: macvm's commands, and others that do the same. They run inside a sandbox's host."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.bench.turns import Side
+
+_MACVM = str(Path(sys.executable).with_name("macvm"))
+_IMAGES = Path("/var/lib/macvm/images")
+_DISK = Path("/var/lib/libvirt/images/beside.qcow2")
+
+CREATE = [_MACVM, "create", "web1", "--mode", "bridge", "--ip", "192.0.2.11/24", "--image", "tiny"]
+CREATE += ["--memory", "512", "--virt-type", "qemu", "--quiet"]
+
+# The same kind of machine from the same base. virt-install gives it 14 spare root ports, as macvm does; a seed, an
+# address and a shim it does not get.
+_VIRT_INSTALL = f"""
+qemu-img create -q -f qcow2 -F qcow2 -b {_IMAGES}/*.qcow2 {_DISK}
+exec virt-install --connect qemu:///system --name beside --memory 512 --vcpus 1 --virt-type qemu --machine q35 \
+  --import --disk path={_DISK},format=qcow2,bus=virtio \
+  --network type=direct,source=eth0,source.mode=bridge,model=virtio \
+  --osinfo detect=off,require=off --graphics none --noautoconsole --quiet
+"""
+
+# What no program in this language can do without: the interpreter, click, libvirt's module, and one XML a domain.
+_BARE_LIST = """
+import click, libvirt
+for domain in libvirt.openReadOnly("qemu:///system").listAllDomains():
+    domain.XMLDesc()
+"""
+
+_DOMAIN = """
+<domain type="qemu">
+  <name>small{number}</name>
+  <memory unit="MiB">16</memory>
+  <os><type arch="x86_64" machine="q35">hvm</type></os>
+  <devices>
+    <interface type="direct"><source dev="eth0" mode="bridge"/><model type="virtio"/></interface>
+  </devices>
+</domain>
+"""
+
+
+def output(argv: Sequence[str]) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def prepare_create() -> None:
+    """The image that both sides make their disks over."""
+    _DISK.parent.mkdir(parents=True, exist_ok=True)
+    output([_MACVM, "image", "build", "tiny"])
+
+
+def remove_created() -> None:
+    output([_MACVM, "delete", "web1", "--yes"])
+
+
+def _remove_installed() -> None:
+    output(["virsh", "destroy", "beside"])
+    output(["virsh", "undefine", "beside"])
+    _DISK.unlink()
+
+
+def define_machines(count: int) -> None:
+    """Small machines without a disk, not started."""
+    with tempfile.TemporaryDirectory() as folder:
+        commands = []
+        for number in range(count):
+            path = Path(folder, f"{number}.xml")
+            path.write_text(_DOMAIN.format(number=number))
+            commands.append(f"define {path}")
+        output(["virsh", "; ".join(commands)])
+
+
+help_ = Side("macvm --help", [_MACVM, "--help"])
+bare_python = Side("python -c pass", [sys.executable, "-c", "pass"])
+create = Side("macvm create", CREATE, remove_created)
+virt_install = Side("qemu-img, virt-install --import", ["sh", "-e", "-c", _VIRT_INSTALL], _remove_installed)
+list_ = Side("macvm list", [_MACVM, "list"])
+virsh_list = Side("virsh list --all", ["virsh", "list", "--all"])
+bare_list = Side("python, click, libvirt, an XML each", [sys.executable, "-c", _BARE_LIST])
