@@ -201,7 +201,7 @@ def backing_files(path: Path) -> list[Path]:
 
 
 def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """An ISO 9660 volume with Joliet and Rock Ridge names; only `owner` (user, group) may read it, for it holds secrets."""
+    """An ISO 9660 volume with Joliet and Rock Ridge names; only `owner` (user, group) may read it: it holds secrets."""
     image = _iso(files)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

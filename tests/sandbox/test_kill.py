@@ -1,4 +1,4 @@
-"""macvm killed, failing, interrupted or held up at every step boundary: nothing is left behind, nothing is undone twice."""
+"""macvm killed, failing, interrupted or held up at every step boundary: nothing is left behind."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_interrupted(host: Node, clean: dict[str, str], number: signal.Signals) 
 
 
 def test_a_define_that_takes_effect_late(host: Node, clean: dict[str, str]) -> None:
-    """What libvirt may do with the call of a client that died: played by hand, so that it surely comes after the look."""
+    """What libvirt may do with a dead client's call: played by hand, so that it surely comes after the look."""
     xml = "/run/late.xml"
     assert macvm(host, *CREATE, "--no-start").returncode == 0
     host.run(["sh", "-c", f"virsh dumpxml --inactive web1 >{xml}"], check=True)
@@ -165,7 +165,8 @@ def test_a_define_that_takes_effect_late(host: Node, clean: dict[str, str]) -> N
 
 
 def _journalled_uuid(host: Node) -> str:
-    code = "import sqlite3; print(*sqlite3.connect('/var/lib/macvm/macvm.db').execute('SELECT uuid FROM journal').fetchone())"
+    code = "import sqlite3; db = sqlite3.connect('/var/lib/macvm/macvm.db'); "
+    code += "print(*db.execute('SELECT uuid FROM journal').fetchone())"
     return host.run([sys.executable, "-c", code], check=True).stdout.strip()
 
 
