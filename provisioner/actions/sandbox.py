@@ -110,10 +110,12 @@ class Node:
             try:
                 status = process.wait(timeout)
             except TimeUp as error:
-                raise TimeUp(f"{argv[0]} on {self.name} did not end within {timeout:g} s: {process.stderr}") from error
+                message = f"{argv[0]} on {self.name} did not end within {timeout:g} s: {process.stderr}"
+                raise TimeUp(message, "it has been ended") from error
             done = subprocess.CompletedProcess([str(word) for word in argv], status, process.stdout, process.stderr)
         if check and status:
-            raise ToolFailed(f"{' '.join(done.args)} on {self.name}: status {status}: {done.stderr.strip()}")
+            message = f"{' '.join(done.args)} on {self.name}: status {status}: {done.stderr.strip()}"
+            raise ToolFailed(message, "run it by hand in `macvm sandbox shell`")
         return done
 
     def attach(self, argv: Sequence[str]) -> int:

@@ -62,17 +62,21 @@ SECONDS = Words("seconds", _seconds)
 
 def _label(text: str) -> tuple[str, str]:
     key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise Usage(f"{printable(text)} is no label", "KEY=VALUE")
+    if not sign or not key or not text.isprintable():
+        raise Usage(f"{printable(text)} is no label", "KEY=VALUE, of printable characters")
     return key, value
 
 
 LABEL = Words("key=value", _label)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
 def _mtu(text: str) -> int:
     # RFC 791 and RFC 8200: an IPv4 host takes 68 bytes, IPv6 wants 1280; an interface's own limit is 65535.
-    if not text.isdecimal() or not 68 <= int(text) <= 65535:
+    if not _is_number(text) or not 68 <= int(text) <= 65535:
         raise Usage(f"{printable(text)} is no MTU", "a number of bytes from 68 to 65535")
     return int(text)
 
@@ -86,7 +90,7 @@ def _vnc(text: str) -> Vnc:
     host, sign, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
     if not sign:
         host, port = text, ""
-    if port and (not port.isdecimal() or not 5900 <= int(port) <= 65535):
+    if port and (not _is_number(port) or not 5900 <= int(port) <= 65535):
         raise Usage(f"{printable(port)} is no VNC port", "a number from 5900 to 65535")
     address = parse_address(host.strip("[]") or "127.0.0.1", "address to listen on")
     return Vnc(str(address), int(port) if port else None)

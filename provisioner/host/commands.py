@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,8 +48,10 @@ def run(argv: Sequence[str | Path], *, stdin: bytes = b"", timeout: float = 60) 
     except FileNotFoundError as error:
         raise missing_tool(words[0]) from error
     except subprocess.TimeoutExpired as error:
-        raise ToolFailed(f"{words[0]} did not end within {timeout:g} s: {' '.join(words)}") from error
+        hint = "is this host, or a disk of it, very slow or stuck? run it by hand"
+        raise ToolFailed(f"{words[0]} did not end within {timeout:g} s: {shlex.join(words)}", hint) from error
     if done.returncode:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ToolFailed(f"{words[0]} failed: {lines[-1] if lines else f'status {done.returncode}'}")
+        said = lines[-1] if lines else f"status {done.returncode}"
+        raise ToolFailed(f"{words[0]} failed: {said}", f"by hand: {shlex.join(words)}")
     return done.stdout

@@ -5,6 +5,7 @@ Elements are those of https://libvirt.org/formatdomain.html.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from lxml import etree
@@ -71,7 +72,14 @@ def _drop(parent: Element, *tags: str) -> None:
 def domain_xml(machine: Machine, template: str | bytes, what: str = "the template") -> str:
     """The domain that libvirt is to define. Name, UUID, memory, CPUs, disks, NICs and macvm's metadata are the
     machine's; all else is the template's. Raises Usage for a template that is no domain."""
-    root = parse(template, what)
+    try:
+        return _filled(machine, parse(template, what))
+    except ValueError as error:
+        # lxml's word for control characters, which a label, a path or a kernel's command line may bring.
+        raise Usage(f"{machine.name} cannot be written as XML: {error}", "leave control characters out") from None
+
+
+def _filled(machine: Machine, root: Element) -> str:
     for comment in list(root.iter(etree.Comment)):
         above = comment.getparent()
         if above is not None:
@@ -82,8 +90,9 @@ def domain_xml(machine: Machine, template: str | bytes, what: str = "the templat
     _set_text(root, "uuid", machine.uuid)
     _fill_marks(root, machine.marks)
     _set_text(root, "memory", str(machine.memory // 1024)).set("unit", "KiB")
-    _set_text(root, "vcpu", str(machine.vcpus))
-    _fill_cpu(root, machine.virt_type)
+    _set_text(root, "vcpu", str(machine.vcpus)).attrib.pop("current", "")
+    _fill_cpu(root, machine)
+    _drop_identity(root)
     _fill_boot(root, machine)
     _child(_child(root, "features"), "acpi")
     devices = _child(root, "devices")
@@ -126,9 +135,29 @@ def _fill_marks(root: Element, marks: Marks) -> None:
         etree.SubElement(mark, f"{_NS}label", key=key).text = value
 
 
-def _fill_cpu(root: Element, virt_type: str) -> None:
-    if root.find("cpu") is None and virt_type == "kvm":
-        etree.SubElement(root, "cpu", mode="host-passthrough", migratable="on")
+def _fill_cpu(root: Element, machine: Machine) -> None:
+    cpu = root.find("cpu")
+    if cpu is None:
+        if machine.virt_type == "kvm":
+            etree.SubElement(root, "cpu", mode="host-passthrough", migratable="on")
+        return
+    for topology in cpu.findall("topology"):
+        # libvirt refuses one that does not multiply out to the number of CPUs.
+        if math.prod(int(count) for count in topology.attrib.values() if count.isdecimal()) != machine.vcpus:
+            cpu.remove(topology)
+
+
+def _drop_identity(root: Element) -> None:
+    """What a dump of another machine says of that machine alone. Above all the file of its UEFI variables: two machines
+    would write to it, and undefining one would delete it; libvirt makes a new one."""
+    nvram = root.find("os/nvram")
+    if nvram is not None:
+        nvram.text = None
+        _drop(nvram, "source")
+        nvram.attrib.pop("type", "")
+    system = root.find("sysinfo/system")
+    if system is not None:
+        _drop(system, "entry[@name='uuid']")
 
 
 def _fill_boot(root: Element, machine: Machine) -> None:

@@ -10,7 +10,7 @@ from provisioner.errors import Usage
 from provisioner.model.names import Mac, printable
 from provisioner.model.nic import MacvtapMode, Nic
 
-_SIZE = re.compile(r"(\d{1,12})\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,12})\s*([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 
 #: Less than this boots no kernel that macvm knows of.

@@ -94,14 +94,22 @@ def parse_interface(text: str) -> Interface:
         raise Usage(
             f"{printable(text)} is no address", "ADDRESS/LENGTH, such as 192.0.2.11/24; or dhcp, or none"
         ) from None
+    _check_zone(text, "address")
     check_usable(interface)
     return interface
+
+
+def _check_zone(text: str, what: str) -> None:
+    # `fe80::1%eth0`: ipaddress takes any text for the zone, line breaks too, and the guest's links are not the host's.
+    if "%" in text:
+        raise Usage(f"{printable(text)} is no {what} for a guest", "leave the % and what follows it out")
 
 
 def check_usable(interface: Interface) -> None:
     """Raises Usage for an address that no guest may have."""
     address, network = interface.ip, interface.network
-    if address.is_multicast or address.is_unspecified or address.is_loopback:
+    limited = str(address) == "255.255.255.255"
+    if address.is_multicast or address.is_unspecified or address.is_loopback or limited:
         raise Usage(f"{address} is no address that a guest may have", "a unicast address of the parent's subnet")
     # RFC 3021 and RFC 6164: a /31 and a /127 have no network or broadcast address.
     if interface.version == 4 and network.prefixlen < 31:
@@ -113,9 +121,11 @@ def check_usable(interface: Interface) -> None:
 def parse_address(text: str, what: str = "address") -> Address:
     """Raises Usage."""
     try:
-        return ipaddress.ip_address(text.strip())
+        address = ipaddress.ip_address(text.strip())
     except ValueError:
         raise Usage(f"{printable(text)} is no {what}", "an IPv4 or IPv6 address, such as 192.0.2.1") from None
+    _check_zone(text, what)
+    return address
 
 
 def parse_addressing(words: Iterable[str], gateways: Iterable[str] = (), dns: Iterable[str] = ()) -> Addressing:

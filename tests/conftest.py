@@ -1,0 +1,70 @@
+"""What all layers share: the rule for tests that cannot run here, the golden files' flag, and a look at the command line."""  # noqa: E501
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from provisioner.cli.main import main
+
+Require = Callable[[object, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-golden", action="store_true", help="write the golden files anew, then look at the diff"
+    )
+
+
+def _require(condition: object, reason: str) -> None:
+    if condition:
+        return
+    if os.environ.get("CI") or os.environ.get("MACVM_REQUIRE_ALL") == "1":
+        pytest.fail(f"cannot run here, and nothing may be skipped: {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def require() -> Require:
+    """`require(condition, reason)`: where the condition does not hold, the test is skipped with the reason; where all
+    tests must run (CI is set, or MACVM_REQUIRE_ALL=1), it fails."""
+    return _require
+
+
+@pytest.fixture(scope="session")
+def as_root(require: Require) -> None:
+    require(os.geteuid() == 0, "needs root")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """How a command line ended."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+@pytest.fixture
+def macvm(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Runs `macvm` in this process, with no setting from the environment."""
+    for name in list(os.environ):
+        if name.startswith("MACVM_") or name == "LIBVIRT_DEFAULT_URI":
+            monkeypatch.delenv(name)
+
+    def run(*words: str) -> Ran:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, err = capfd.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Ran(ended.value.code, out, err)
+
+    return run
