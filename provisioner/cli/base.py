@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from provisioner.context import Options
+if TYPE_CHECKING:
+    from provisioner.context import Options
 
 
 def options_of(ctx: click.Context) -> Options:
     """The global options gathered so far, wherever on the command line they stood."""
+    # With the context comes libvirt: `--help` has no use for either.
+    from provisioner.context import Options
+
     return ctx.find_root().ensure_object(Options)
 
 
@@ -71,6 +74,8 @@ class Group(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
+            import difflib
+
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
             hint = (
                 f"did you mean `{ctx.command_path} {near[0]}`?" if near else f"`{ctx.command_path} --help` lists them"
