@@ -12,8 +12,9 @@ from provisioner.actions import machines, preview, views, waiting
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.cli import parameters, render
 from provisioner.cli.base import Command
-from provisioner.cli.machines import open_console, print_machine
+from provisioner.cli.machines import open_console
 from provisioner.cli.run import changing, looking, tell
+from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
 from provisioner.errors import MacvmError, PartlyDone, Usage
 from provisioner.model.machine import DirectBoot
@@ -76,6 +77,8 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
     if console and count:
         raise Usage("--console and --count exclude one another", "open it later: macvm console NAME")
     with looking() if dry_run else changing() as (context, options):
+        if not given["ssh_keys"] and context.settings.ssh_key:
+            given["ssh_keys"] = [Path(context.settings.ssh_key).expanduser()]
         request = _request(name or machines.unused_name(context), **given)
         _check_wait(request, wait_for, console)
         requests = [request] if count is None else machines.numbered(request, count)
