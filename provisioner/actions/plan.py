@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import os
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from provisioner.actions import images, shims
-from provisioner.actions.parents import Links, check_parent, choose_parent
+from provisioner.actions import images
 from provisioner.actions.removal import LOG_DIR
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest
 from provisioner.actions.shims import GuestRoute
+from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
 from provisioner.context import Context
-from provisioner.errors import MacvmError, NotFound, Problems, Taken, Unable, Usage
-from provisioner.host import netlink, system
+from provisioner.errors import NotFound, Taken, Unable, Usage
+from provisioner.host import system
 from provisioner.host.hypervisor import kvm_problem
 from provisioner.host.store import StoredImage
 from provisioner.model.domain_xml import domain_xml, parse
-from provisioner.model.machine import LEAST_MEMORY, FoundMachine, Machine, Marks, human_size
-from provisioner.model.names import Mac, check_name
-from provisioner.model.nic import Address, Addressing, Interface, Nic, check_usable
+from provisioner.model.machine import LEAST_MEMORY, Machine, Marks, human_size
+from provisioner.model.names import check_name
+from provisioner.model.nic import Nic
 from provisioner.model.seed import SeedRequest, seed_files, takes_script
 from provisioner.resources import resource
 
@@ -49,40 +46,10 @@ class Plan:
     notes: tuple[str, ...]
 
 
-class _Findings:
-    """Collects problems and goes on."""
-
-    def __init__(self) -> None:
-        self.problems: list[MacvmError] = []
-        self.notes: list[str] = []
-
-    @contextlib.contextmanager
-    def checking(self) -> Iterator[None]:
-        try:
-            yield
-        except Problems as several:
-            self.problems += several.problems
-        except MacvmError as error:
-            self.problems.append(error)
-
-    def finish(self) -> None:
-        if self.problems:
-            unique = {problem.message: problem for problem in self.problems}
-            raise Problems(list(unique.values()))
-
-
-@dataclass(frozen=True)
-class _Surroundings:
-    """What is there already."""
-
-    links: Links
-    machines: list[FoundMachine]
-
-
 def make_plan(context: Context, request: CreateRequest) -> Plan:
     """Raises Problems with everything that stands in the way."""
-    findings = _Findings()
-    there = _Surroundings(Links.read(), context.hypervisor.machines())
+    findings = Findings()
+    there = Surroundings.look(context)
     with findings.checking():
         check_name(request.name)
         if any(machine.name == request.name for machine in there.machines):
@@ -100,7 +67,15 @@ def make_plan(context: Context, request: CreateRequest) -> Plan:
     template, template_name = b"", ""
     with findings.checking():
         template, template_name = _read_template(request)
-    nics = _plan_nics(context, request, there, findings)
+    nics = plan_nics(
+        context,
+        request.nics,
+        there,
+        findings,
+        start=request.start,
+        shim=request.shim,
+        take_parent=request.take_parent,
+    )
     with findings.checking():
         _check_user_data(request, image)
     findings.finish()
@@ -154,19 +129,8 @@ def _assemble(
         login=login,
         password_hash=system.password_hash(request.password) if request.password else "",
     )
-    wants_shim = {nic.mac: nic.direct and request.shim and shims.reaches_host(nic.mode) for nic in nics}
-    routes = tuple(
-        GuestRoute(address, nic.mac, nic.parent)
-        for nic in nics
-        for address in nic.addressing.addresses
-        if wants_shim[nic.mac] and shims.pinned_source(nic.parent, address)
-    )
-    leases = tuple(
-        (f"parent:{nic.parent}", str(address), nic.mac, nic.parent if wants_shim[nic.mac] else "")
-        for nic in nics
-        for address in nic.addressing.addresses
-        if nic.direct
-    )
+    routes = tuple(route for nic in nics for route in guest_routes(nic)) if request.shim else ()
+    leases = tuple(lease for nic in nics for lease in leases_of(nic, shim=request.shim))
     return Plan(
         machine=machine,
         folder=folder,
@@ -262,136 +226,3 @@ def _check_user_data(request: CreateRequest, image: StoredImage | None) -> None:
             f"guests of {entry.name} run user-data only where it begins with #!",
             "write it as a script, not cloud-config",
         )
-
-
-def _plan_nics(context: Context, request: CreateRequest, there: _Surroundings, findings: _Findings) -> tuple[Nic, ...]:
-    planned: list[Nic] = []
-    for wanted in request.nics:
-        with findings.checking():
-            nic = _plan_wiring(context, request, wanted, there)
-            nic = replace(nic, mac=_choose_mac(context, wanted.mac, nic, there, planned))
-            if nic.direct:
-                with findings.checking():
-                    nic = replace(nic, addressing=_complete(wanted.addressing, nic.parent))
-                with findings.checking():
-                    _check_addresses(context, nic, planned)
-            planned.append(nic)
-            if nic.direct and request.shim:
-                _note_reachability(nic, findings.notes)
-    if not request.nics:
-        findings.notes.append("no NIC was asked for")
-    return tuple(planned)
-
-
-def _plan_wiring(context: Context, request: CreateRequest, wanted: NicRequest, there: _Surroundings) -> Nic:
-    if wanted.libvirt_network:
-        networks = context.hypervisor.networks()
-        if wanted.libvirt_network not in networks:
-            hint = f"there are {', '.join(networks) or 'none'}: virsh net-list --all"
-            raise NotFound(f"there is no libvirt network {wanted.libvirt_network}", hint)
-        if request.start and not networks[wanted.libvirt_network]:
-            hint = f"virsh net-start {wanted.libvirt_network}"
-            raise Unable(f"the libvirt network {wanted.libvirt_network} is not active", hint)
-        return Nic(mac=Mac.random(), libvirt_network=wanted.libvirt_network, addressing=Addressing(dhcp=True))
-    name = choose_parent(there.links, wanted.parent or context.settings.parent, wanted.mode)
-    parent = check_parent(there.links, name, wanted.mode, wanted.mtu, take=request.take_parent)
-    return Nic(mac=Mac.random(), mode=wanted.mode, parent=parent.name, mtu=wanted.mtu, addressing=wanted.addressing)
-
-
-def _choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: _Surroundings, planned: list[Nic]) -> Mac:
-    """A free MAC: the kernel refuses the same one twice on a parent, but at start, and without saying whose it is."""
-    holders: dict[str, str] = {link.mac: f"the link {link.name}" for link in there.links.all}
-    holders |= {found.mac: f"machine {machine.name}" for machine in there.machines for found in machine.nics}
-    holders |= {other.mac: "another NIC of this machine" for other in planned}
-    store = context.reading_store
-    if wanted is None:
-        mac = nic.mac
-        while mac in holders or mac.device in holders or (store and store.holder_of_mac(mac)):
-            mac = Mac.random()
-        return mac
-    holder = holders.get(wanted)
-    if holder is None and store and store.holder_of_mac(wanted):
-        holder = f"machine {store.holder_of_mac(wanted)}"
-    if holder:
-        raise Taken(f"MAC {wanted} is in use by {holder}", "leave --mac out, and macvm chooses one")
-    check_device_free(wanted.device, there.links, there.machines)
-    return wanted
-
-
-def check_device_free(device: str, host: Links, machines: list[FoundMachine], own: str = "") -> None:
-    """Two domains that claim one host device: the failed start of the second deletes the running NIC of the first.
-
-    `own` is the UUID of the machine that is asked for. Raises Taken.
-    """
-    for machine in machines:
-        if machine.uuid != own and any(nic.device == device for nic in machine.nics):
-            raise Taken(f"the host device {device} belongs to a NIC of machine {machine.name}", "choose another --mac")
-    if host.find(device):
-        hint = f"see what it is: ip -d link show {device}; macvm gc clears what macvm left"
-        raise Taken(f"there is a link {device} on this host already", hint)
-
-
-def _complete(addressing: Addressing, parent: str) -> Addressing:
-    """Fills in a length left out, and gateway and DNS of the host's own subnet."""
-    own = netlink.addresses(netlink.get_link(parent).index)
-    static = tuple(_with_length(interface, own, parent) for interface in addressing.static)
-    for interface in static:
-        check_usable(interface)
-    gateways, dns = addressing.gateways, addressing.dns
-    inside = [interface for interface in static if any(interface.ip in mine.network for mine in own)]
-    if inside and not gateways:
-        gateways = _own_gateways(parent, {interface.version for interface in inside})
-    if inside and not dns:
-        dns = system.name_servers()
-    for gateway in gateways:
-        if static and not any(gateway in interface.network or gateway.is_link_local for interface in static):
-            raise Usage(f"gateway {gateway} is in no subnet of {', '.join(map(str, static))}", "check --gateway")
-    return replace(addressing, static=static, gateways=gateways, dns=dns)
-
-
-def _with_length(interface: Interface, own: list[Interface], parent: str) -> Interface:
-    if interface.network.prefixlen < interface.max_prefixlen:
-        return interface
-    for mine in own:
-        if mine.version == interface.version and interface.ip in mine.network:
-            return ipaddress.ip_interface((interface.ip, mine.network.prefixlen))
-    subnets = ", ".join(str(mine.network) for mine in own) or "none"
-    raise Usage(
-        f"{interface.ip} has no length, and is in no subnet of {parent} ({subnets})",
-        f"say it: --ip {interface.ip}/{24 if interface.version == 4 else 64}",
-    )
-
-
-def _own_gateways(parent: str, versions: set[int]) -> tuple[Address, ...]:
-    index = netlink.get_link(parent).index
-    found: list[Address] = []
-    for route in netlink.routes():
-        default = route.destination.prefixlen == 0 and route.device == index
-        if default and route.gateway and route.gateway.version in versions:
-            versions = versions - {route.gateway.version}
-            found.append(route.gateway)
-    return tuple(found)
-
-
-def _check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
-    own = {interface.ip: link.name for link in netlink.links() for interface in netlink.addresses(link.index)}
-    store = context.reading_store
-    held = {lease.address: lease.machine for lease in store.leases()} if store else {}
-    for address in nic.addressing.addresses:
-        if address in own:
-            raise Taken(f"address {address} is this host's own, on {own[address]}", "choose another with --ip")
-        if str(address) in held:
-            raise Taken(f"address {address} is held by machine {held[str(address)]}", "choose another with --ip")
-        if any(address in other.addressing.addresses for other in planned):
-            raise Usage(f"address {address} is given to two NICs", "give each NIC its own")
-
-
-def _note_reachability(nic: Nic, notes: list[str]) -> None:
-    mode = nic.mode.value
-    if not shims.reaches_host(nic.mode):
-        notes.append(f"the host cannot reach {nic.mac}: mode {mode} lets no shim through; a second NIC would: "
-                     "--nic libvirt=default")  # fmt: skip
-        return
-    for address in nic.addressing.addresses:
-        if shims.pinned_source(nic.parent, address) is None:
-            notes.append(f"no route from this host to {address}: {nic.parent} has no address in its subnet")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from provisioner.actions import images, shims
 from provisioner.actions.parents import Links, check_parent
-from provisioner.actions.plan import check_device_free
+from provisioner.actions.wiring import check_device_free
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp, Unable
 from provisioner.host import links

@@ -1,0 +1,210 @@
+"""Plans a NIC: where it is wired to, its MAC, and what its guest is told. Looks, and changes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from provisioner.actions import shims
+from provisioner.actions.parents import Links, check_parent, choose_parent
+from provisioner.actions.request import NicRequest
+from provisioner.context import Context
+from provisioner.errors import MacvmError, NotFound, Problems, Taken, Unable, Usage
+from provisioner.host import netlink, system
+from provisioner.model.machine import FoundMachine
+from provisioner.model.names import Mac
+from provisioner.model.nic import Address, Addressing, Interface, Nic, check_usable
+
+
+class Findings:
+    """Collects problems and goes on."""
+
+    def __init__(self) -> None:
+        self.problems: list[MacvmError] = []
+        self.notes: list[str] = []
+
+    @contextlib.contextmanager
+    def checking(self) -> Iterator[None]:
+        try:
+            yield
+        except Problems as several:
+            self.problems += several.problems
+        except MacvmError as error:
+            self.problems.append(error)
+
+    def finish(self) -> None:
+        """Raises Problems where there are any, each once."""
+        if self.problems:
+            unique = {problem.message: problem for problem in self.problems}
+            raise Problems(list(unique.values()))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is there already."""
+
+    links: Links
+    machines: list[FoundMachine]
+
+    @classmethod
+    def look(cls, context: Context) -> Surroundings:
+        return cls(Links.read(), context.hypervisor.machines())
+
+
+def plan_nics(
+    context: Context,
+    requests: Sequence[NicRequest],
+    there: Surroundings,
+    findings: Findings,
+    *,
+    start: bool = True,
+    shim: bool = True,
+    take_parent: bool = False,
+) -> tuple[Nic, ...]:
+    """The NICs as they will be; problems and notes go into `findings`. `start`: they are to work at once."""
+    planned: list[Nic] = []
+    for wanted in requests:
+        with findings.checking():
+            nic = _plan_wiring(context, wanted, there, start=start, take_parent=take_parent)
+            nic = replace(nic, mac=_choose_mac(context, wanted.mac, nic, there, planned))
+            if nic.direct:
+                with findings.checking():
+                    nic = replace(nic, addressing=complete(wanted.addressing, nic.parent))
+                with findings.checking():
+                    check_addresses(context, nic, planned)
+            planned.append(nic)
+            if nic.direct and shim:
+                _note_reachability(nic, findings.notes)
+    return tuple(planned)
+
+
+def guest_routes(nic: Nic) -> list[shims.GuestRoute]:
+    """What the host's side of a NIC wants: a route for each address that a shim can reach."""
+    if not nic.direct or not shims.reaches_host(nic.mode):
+        return []
+    addresses = [address for address in nic.addressing.addresses if shims.pinned_source(nic.parent, address)]
+    return [shims.GuestRoute(address, nic.mac, nic.parent) for address in addresses]
+
+
+def leases_of(nic: Nic, *, shim: bool) -> list[tuple[str, str, str, str]]:
+    """The leases that a NIC's static addresses take: `(network, address, mac, parent)`, with an empty parent where the
+    host's side is left alone."""
+    behind = nic.parent if shim and nic.direct and shims.reaches_host(nic.mode) else ""
+    addresses = nic.addressing.addresses if nic.direct else ()
+    return [(f"parent:{nic.parent}", str(address), nic.mac, behind) for address in addresses]
+
+
+def _plan_wiring(context: Context, wanted: NicRequest, there: Surroundings, *, start: bool, take_parent: bool) -> Nic:
+    if wanted.libvirt_network:
+        networks = context.hypervisor.networks()
+        if wanted.libvirt_network not in networks:
+            hint = f"there are {', '.join(networks) or 'none'}: virsh net-list --all"
+            raise NotFound(f"there is no libvirt network {wanted.libvirt_network}", hint)
+        if start and not networks[wanted.libvirt_network]:
+            hint = f"virsh net-start {wanted.libvirt_network}"
+            raise Unable(f"the libvirt network {wanted.libvirt_network} is not active", hint)
+        return Nic(mac=Mac.random(), libvirt_network=wanted.libvirt_network, addressing=Addressing(dhcp=True))
+    name = choose_parent(there.links, wanted.parent or context.settings.parent, wanted.mode)
+    parent = check_parent(there.links, name, wanted.mode, wanted.mtu, take=take_parent)
+    return Nic(mac=Mac.random(), mode=wanted.mode, parent=parent.name, mtu=wanted.mtu, addressing=wanted.addressing)
+
+
+def _choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: Surroundings, planned: list[Nic]) -> Mac:
+    """A free MAC: the kernel refuses the same one twice on a parent, but at start, and without saying whose it is."""
+    holders: dict[str, str] = {link.mac: f"the link {link.name}" for link in there.links.all}
+    holders |= {found.mac: f"machine {machine.name}" for machine in there.machines for found in machine.nics}
+    holders |= {other.mac: "another NIC of this machine" for other in planned}
+    store = context.reading_store
+    if wanted is None:
+        mac = nic.mac
+        while mac in holders or mac.device in holders or (store and store.holder_of_mac(mac)):
+            mac = Mac.random()
+        return mac
+    holder = holders.get(wanted)
+    if holder is None and store and store.holder_of_mac(wanted):
+        holder = f"machine {store.holder_of_mac(wanted)}"
+    if holder:
+        raise Taken(f"MAC {wanted} is in use by {holder}", "leave --mac out, and macvm chooses one")
+    check_device_free(wanted.device, there.links, there.machines)
+    return wanted
+
+
+def check_device_free(device: str, host: Links, machines: list[FoundMachine], own: str = "") -> None:
+    """Two domains that claim one host device: the failed start of the second deletes the running NIC of the first.
+
+    `own` is the UUID of the machine that is asked for. Raises Taken.
+    """
+    for machine in machines:
+        if machine.uuid != own and any(nic.device == device for nic in machine.nics):
+            raise Taken(f"the host device {device} belongs to a NIC of machine {machine.name}", "choose another --mac")
+    if host.find(device):
+        hint = f"see what it is: ip -d link show {device}; macvm gc clears what macvm left"
+        raise Taken(f"there is a link {device} on this host already", hint)
+
+
+def complete(addressing: Addressing, parent: str) -> Addressing:
+    """Fills in a length left out, and gateway and DNS of the host's own subnet."""
+    own = netlink.addresses(netlink.get_link(parent).index)
+    static = tuple(_with_length(interface, own, parent) for interface in addressing.static)
+    for interface in static:
+        check_usable(interface)
+    gateways, dns = addressing.gateways, addressing.dns
+    inside = [interface for interface in static if any(interface.ip in mine.network for mine in own)]
+    if inside and not gateways:
+        gateways = _own_gateways(parent, {interface.version for interface in inside})
+    if inside and not dns:
+        dns = system.name_servers()
+    for gateway in gateways:
+        if static and not any(gateway in interface.network or gateway.is_link_local for interface in static):
+            raise Usage(f"gateway {gateway} is in no subnet of {', '.join(map(str, static))}", "check --gateway")
+    return replace(addressing, static=static, gateways=gateways, dns=dns)
+
+
+def _with_length(interface: Interface, own: list[Interface], parent: str) -> Interface:
+    if interface.network.prefixlen < interface.max_prefixlen:
+        return interface
+    for mine in own:
+        if mine.version == interface.version and interface.ip in mine.network:
+            return ipaddress.ip_interface((interface.ip, mine.network.prefixlen))
+    subnets = ", ".join(str(mine.network) for mine in own) or "none"
+    raise Usage(
+        f"{interface.ip} has no length, and is in no subnet of {parent} ({subnets})",
+        f"say it: --ip {interface.ip}/{24 if interface.version == 4 else 64}",
+    )
+
+
+def _own_gateways(parent: str, versions: set[int]) -> tuple[Address, ...]:
+    index = netlink.get_link(parent).index
+    found: list[Address] = []
+    for route in netlink.routes():
+        default = route.destination.prefixlen == 0 and route.device == index
+        if default and route.gateway and route.gateway.version in versions:
+            versions = versions - {route.gateway.version}
+            found.append(route.gateway)
+    return tuple(found)
+
+
+def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
+    own = {interface.ip: link.name for link in netlink.links() for interface in netlink.addresses(link.index)}
+    store = context.reading_store
+    held = {lease.address: lease.machine for lease in store.leases()} if store else {}
+    for address in nic.addressing.addresses:
+        if address in own:
+            raise Taken(f"address {address} is this host's own, on {own[address]}", "choose another with --ip")
+        if str(address) in held:
+            raise Taken(f"address {address} is held by machine {held[str(address)]}", "choose another with --ip")
+        if any(address in other.addressing.addresses for other in planned):
+            raise Usage(f"address {address} is given to two NICs", "give each NIC its own")
+
+
+def _note_reachability(nic: Nic, notes: list[str]) -> None:
+    mode = nic.mode.value
+    if not shims.reaches_host(nic.mode):
+        notes.append(f"the host cannot reach {nic.mac}: mode {mode} lets no shim through; a second NIC would: "
+                     "--nic libvirt=default")  # fmt: skip
+        return
+    for address in nic.addressing.addresses:
+        if shims.pinned_source(nic.parent, address) is None:
+            notes.append(f"no route from this host to {address}: {nic.parent} has no address in its subnet")
