@@ -99,6 +99,10 @@ def lan(ctx: click.Context, command: tuple[str, ...]) -> None:
 @click.pass_context
 def host(ctx: click.Context, number: int, command: tuple[str, ...]) -> None:
     """Inside: run COMMAND on the Nth KVM host."""
+    # Click takes `--` away only where no argument stands before it.
+    command = command[1:] if command[0] == "--" else command
+    if not command:
+        raise click.UsageError("Missing argument 'COMMAND...'.", ctx)
     with _own_status():
         status = actions.around().host(number).attach(command)
     ctx.exit(status)

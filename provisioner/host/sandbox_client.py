@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import provisioner
 from provisioner.errors import MacvmError, NotFound, TimeUp, Unable
@@ -109,8 +111,12 @@ class Owner:
     def _failure(answer: dict[str, object], traceback: str) -> MacvmError:
         lines = traceback.strip().splitlines()
         message = f"the sandbox did not start: {answer['error']}{': ' + lines[-1] if lines else ''}"
-        refused = "Unknown device type" in message or "Operation not permitted" in message
-        return Unable(message, "macvm doctor") if refused else MacvmError(message)
+        number = answer.get("errno")
+        if number in (errno.EPERM, errno.EACCES):
+            return Unable(message, "run it as root of the machine, or in a privileged container")
+        if number in (errno.ENODEV, errno.EOPNOTSUPP):
+            return Unable(message, "a kernel with macvtap, veth, bridge and overlayfs, built in or as modules")
+        return MacvmError(message, "`dmesg | tail` may say more")
 
     @property
     def sockets(self) -> Path:
@@ -131,8 +137,9 @@ class Owner:
 class Running:
     """A command that was started in a node. Closing it, or this process's death, kills the command and its group."""
 
-    def __init__(self, client: socket.socket, terminal: int | None) -> None:
+    def __init__(self, client: socket.socket, pid: int, terminal: int | None) -> None:
         self._client = client
+        self.pid = pid  # as the node numbers it
         self.terminal = terminal
         self.status: int | None = None
 
@@ -151,7 +158,7 @@ class Running:
             try:
                 answer = self._client.recv(4096)
             except TimeoutError as error:
-                raise TimeUp(f"the command did not end within {timeout:g} s") from error
+                raise TimeUp(f"the command did not end within {timeout:g} s", "it may still run") from error
             except ConnectionResetError:
                 answer = b""
             self.close()
@@ -203,18 +210,19 @@ def start(
         answer, masters, _, _ = socket.recv_fds(client, 65536, 1, socket.MSG_CMSG_CLOEXEC)
     except OSError as error:
         client.close()
-        raise MacvmError(f"{node} did not take the command: {error.strerror}") from error
-    reply = json.loads(answer) if answer else {"errno": 0, "where": node}
+        raise MacvmError(f"{node} did not take the command: {error.strerror}", "is the sandbox still there?") from error
+    reply: dict[str, Any] = json.loads(answer) if answer else {"errno": 0, "where": node}
     if "errno" in reply:
         client.close()
         raise _cannot_run(reply, argv[0])
-    return Running(client, masters[0] if masters else None)
+    return Running(client, reply["pid"], masters[0] if masters else None)
 
 
-def _cannot_run(reply: Mapping[str, object], command: str) -> MacvmError:
-    number = int(str(reply["errno"]))
+def _cannot_run(reply: Mapping[str, Any], command: str) -> MacvmError:
+    number = int(reply["errno"])
     if reply["where"] != command:
-        return MacvmError(f"{reply['where']}: {os.strerror(number) if number else 'it went away'}")
+        said = os.strerror(number) if number else "it went away"
+        return MacvmError(f"{reply['where']}: {said}", "is the sandbox still there?")
     try:
         raise OSError(number, os.strerror(number))
     except FileNotFoundError:
@@ -241,25 +249,43 @@ def attach(sockets: Path, node: str, argv: Sequence[str]) -> int:
     Returns its exit status, 128 + n where signal n ended it. Main thread only.
     """
     terminal = os.isatty(0) and os.isatty(1)
-    running = start(sockets, node, argv, (0, 1, 2), cwd=os.getcwd(), terminal=terminal)
-    with _passing_signals(running):
+    with _caught_signals() as caught:
+        running = start(sockets, node, argv, (0, 1, 2), cwd=os.getcwd(), terminal=terminal)
+        caught.pass_to(running)
         if running.terminal is not None:
             _relay(running, running.terminal)
         return running.wait()
 
 
-@contextmanager
-def _passing_signals(running: Running) -> Iterator[None]:
-    def passed_on(number: int, _frame: FrameType | None) -> None:
-        running.signal(number)
+class _Caught:
+    """Signals to this process, kept until there is a command to pass them to."""
 
-    before = {
-        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-    }
+    def __init__(self) -> None:
+        self._running: Running | None = None
+        self._early: list[int] = []
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._running:
+            self._running.signal(number)
+        else:
+            self._early.append(number)
+
+    def pass_to(self, running: Running) -> None:
+        self._running = running
+        for number in self._early:
+            running.signal(number)
+
+
+@contextmanager
+def _caught_signals() -> Iterator[_Caught]:
+    caught = _Caught()
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    # One that is ignored, as after nohup, is ignored inside too.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, passed_on)
+        signal.signal(number, caught.handle)
     try:
-        yield
+        yield caught
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -276,12 +302,13 @@ def _relay(running: Running, master: int) -> None:
     resized = signal.signal(signal.SIGWINCH, same_size)
     same_size()
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSANOW)  # at once: what was typed ahead is for the command
         sources: list[int] = [0, master, running.fileno()]
-        while master in sources:
-            # Once the status has come, only what is still in the terminal's buffer is waited for.
+        while True:
+            # Once the status has come, only the terminal's rest is waited for, briefly: the kernel brings it a moment
+            # later, and a process left in the background may hold the terminal open for ever.
             ended = running.fileno() not in sources
-            readable, _, _ = select.select(sources, [], [], 0 if ended else None)
+            readable, _, _ = select.select(sources, [], [], 0.1 if ended else None)
             if ended and master not in readable:
                 break
             if running.fileno() in readable:
@@ -299,4 +326,4 @@ def _relay(running: Running, master: int) -> None:
                     sources.remove(0)
     finally:
         signal.signal(signal.SIGWINCH, resized)
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
+        termios.tcsetattr(0, termios.TCSANOW, before)

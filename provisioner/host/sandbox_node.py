@@ -13,6 +13,7 @@ Runs under `python -I -S`: the standard library alone.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -142,7 +143,8 @@ def _tool(*argv: str, stdin: str = "") -> None:
             lines = os.pread(said, 65536, 0).decode(errors="replace").strip().splitlines()
             # iproute2 ends a batch with "Command failed -:3"; the kernel's own word stands before it.
             lines = [line for line in lines if not line.startswith("Command failed")]
-            raise Failed(f"{argv[0]}: {lines[0] if lines else 'failed'}")
+            message = lines[0] if lines else "failed"
+            raise Failed(f"{argv[0]}: {message}", errno.EOPNOTSUPP if "Unknown device type" in message else 0)
     finally:
         os.close(given)
         os.close(said)
@@ -437,6 +439,17 @@ def _plug(name: str) -> None:
     _tool("ip", "-batch", "-", stdin="\n".join(lines) + "\n")
 
 
+def _need_macvtap() -> None:
+    """Load the kernel's macvtap where it is a module not loaded yet: only making a link does that. Raises Failed."""
+    if os.path.isdir("/sys/class/macvtap"):
+        return
+    try:
+        _tool("ip", "link", "add", "link", "eth0", "name", "macvtap-probe", "type", "macvtap")
+    except Failed as failed:
+        raise Failed(f"this kernel has no macvtap ({failed})", errno.EOPNOTSUPP) from failed
+    _tool("ip", "link", "delete", "dev", "macvtap-probe")
+
+
 def _complete_checksums(link: str) -> None:
     """Switch checksum offload off. A veth hands frames over with half a checksum, and DHCP clients drop those."""
     siocethtool, ethtool_stxcsum = 0x8946, 0x17
@@ -450,9 +463,14 @@ class TapNodes:
 
     The kernel only has to say that *something* changed; what there is, is read from sysfs. So a lost message does no
     harm, and neither does a link that is renamed at once: the class directory names devices by interface index.
+
+    The kernel itself makes the same node in devtmpfs, which is one for the whole machine, and there a macvtap of the
+    machine's with the same index would find its name taken, and its VM opens ours. So what the kernel put into
+    `outer`, the /dev that this one covers, on account of a macvtap in here is taken out again.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, outer: int) -> None:
+        self._outer = outer
         self.events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self.events.bind((0, 1))  # RTMGRP_LINK
         self.events.setblocking(False)
@@ -477,6 +495,9 @@ class TapNodes:
             if self._made.get(name) != device:
                 with suppress(FileExistsError):
                     os.mknod(f"/dev/{name}", stat.S_IFCHR | 0o600, device)
+                with suppress(FileNotFoundError):
+                    if os.stat(name, dir_fd=self._outer).st_rdev == device:
+                        os.unlink(name, dir_fd=self._outer)
         self._made = there
 
 
@@ -523,18 +544,20 @@ def _be_node(name: str, hosts: int, line: socket.socket) -> NoReturn:
     if name != LAN:
         _own_libvirt()
     _own_run()
+    outer_dev = os.open("/dev", os.O_PATH | os.O_DIRECTORY)
     _own_views()
     if name == LAN:
         line.recv(16)
         _plug(name)
         line.send(b"ready")
         node.loop()
-    taps = TapNodes()
+    taps = TapNodes(outer_dev)
     node.on_readable(taps.events, taps.sync)
     # libvirtd takes the longest of all and needs no LAN: it starts while the cables are still being laid.
     _start_libvirt(node, line)
     line.recv(16)
     _plug(name)
+    _need_macvtap()
     node.loop()
 
 
