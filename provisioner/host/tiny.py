@@ -24,7 +24,10 @@ from provisioner.host.commands import PACKAGES, missing_tool, run
 from provisioner.resources import resource
 
 #: For a direct boot of `TinyImage.kernel`. The last words only save time, which counts under emulation.
-CMDLINE = "console=tty0 console=ttyS0 quiet nokaslr mitigations=off no_timer_check cryptomgr.notests panic=1"
+CMDLINE = (
+    "console=tty0 console=ttyS0 quiet panic=1 nokaslr mitigations=off no_timer_check cryptomgr.notests "
+    "noreplace-smp lsm=capability rodata=off"
+)
 
 #: What a guest's virtual hardware can ask for. Modules that they depend on come along.
 MODULES = (
