@@ -10,7 +10,7 @@ from __future__ import annotations
 from provisioner.actions import power
 from provisioner.actions.removal import Remains, remove_all
 from provisioner.context import Context
-from provisioner.host.journal import Journal, Unfinished, Work
+from provisioner.host.journal import Unfinished, Work
 
 #: Seconds between the first look and the one that settles it.
 GRACE = 60.0
@@ -52,21 +52,3 @@ def _is_uncertain(context: Context, row: Unfinished) -> bool:
         return True
     restarted = row.daemon != context.hypervisor.daemon()
     return not restarted and context.clock() - row.looked < GRACE
-
-
-def unfinished_lines(context: Context) -> list[str]:
-    """`create web1, 3 min ago` for each abandoned row: for commands that only look, and change nothing."""
-    store = context.reading_store
-    if store is None:
-        return []
-
-    rows = Journal(store, context.checkpoint, context.clock).abandoned()
-    return [f"{row.action} {row.machine}, {_ago(row.age)}" for row in rows]
-
-
-def _ago(age: float | None) -> str:
-    if age is None:
-        return "before the last boot"
-    if age < 90:
-        return f"{age:.0f} s ago"
-    return f"{age / 60:.0f} min ago" if age < 5400 else f"{age / 3600:.0f} h ago"

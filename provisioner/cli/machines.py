@@ -1,4 +1,4 @@
-"""The commands for whole machines, but for `create`."""
+"""The commands that change whole machines, but for `create`, and those that wait for one."""
 
 from __future__ import annotations
 
@@ -9,91 +9,12 @@ from collections.abc import Sequence
 import click
 
 from provisioner.actions import images, machines, power, preview, views, waiting
-from provisioner.actions.views import MachineView, NicView
 from provisioner.cli import parameters, render
 from provisioner.cli.base import Command, options_of
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.context import load_settings
 from provisioner.errors import Usage
 from provisioner.host.commands import missing_tool
-
-
-def mode_text(nic: NicView) -> str:
-    """The kernel's mode where it runs; libvirt's beside it where the two differ."""
-    if nic.kernel_mode and nic.mode and nic.kernel_mode != nic.mode:
-        return f"{nic.kernel_mode} (libvirt: {nic.mode})"
-    return nic.kernel_mode or nic.mode or ""
-
-
-def addresses_text(nic: NicView) -> str:
-    return ", ".join(f"{address.address} ({address.source})" for address in nic.addresses)
-
-
-def nic_cells(nic: NicView) -> tuple[str, ...]:
-    """mode, parent, host device, MAC, addresses"""
-    return (mode_text(nic), nic.parent or nic.network or "", nic.device or "", nic.mac, addresses_text(nic))
-
-
-def print_machine(machine: MachineView) -> None:
-    render.print_facts(
-        [
-            ("name", machine.name),
-            ("state", machine.state),
-            ("uuid", machine.uuid),
-            ("image", machine.image or ""),
-            ("lab", machine.lab or ""),
-            ("labels", ", ".join(f"{key}={value}" for key, value in machine.labels.items())),
-        ]
-    )
-    for number, nic in enumerate(machine.nics):
-        mode, where, device, mac, addresses = nic_cells(nic)
-        wiring = f"{mode} on {where}" if nic.parent else f"libvirt network {where}"
-        parts = [mac, wiring, device, addresses]
-        render.print_facts([(f"nic {number}", "  ".join(part for part in parts if part))])
-
-
-@click.command("list", cls=Command)
-@click.argument("globs", nargs=-1, metavar="[GLOB]…")
-@click.option("--lab", metavar="L", help="Only this lab's.")
-@click.option("-l", "--label", "labels", multiple=True, type=parameters.LABEL, help="Only those with this label.")
-def list_(globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]) -> None:
-    """List VMs with their NICs and addresses, whoever made them."""
-    with looking() as (context, options):
-        listing = views.look(context)
-        chosen = views.select(listing.machines, globs if not listing.problem else (), lab, labels)
-        if options.output == "json":
-            render.print_json(chosen)
-        elif options.output == "name":
-            render.print_names(machine.name for machine in chosen)
-        else:
-            _print_list(chosen)
-        if listing.problem:
-            raise listing.problem
-
-
-def _print_list(chosen: Sequence[MachineView]) -> None:
-    rows = []
-    for machine in chosen:
-        first = (machine.name, machine.state)
-        for nic in machine.nics or (None,):
-            rows.append((*first, *(nic_cells(nic) if nic else ("",) * 5)))
-            # Further NICs of a machine stand below its first, the name not repeated.
-            first = (" ", " ")
-    render.print_table(("NAME", "STATE", "MODE", "PARENT", "DEVICE", "MAC", "ADDRESSES"), rows)
-
-
-@click.command(cls=Command)
-@click.argument("name")
-def show(name: str) -> None:
-    """Show one VM."""
-    with looking() as (context, options):
-        machine = views.show(context, name)
-        if options.output == "json":
-            render.print_json(machine)
-        elif options.output == "name":
-            render.print_names([machine.name])
-        else:
-            print_machine(machine)
 
 
 def _names_and_dry_run(function: click.decorators.FC) -> click.decorators.FC:

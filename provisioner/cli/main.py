@@ -12,11 +12,12 @@ from provisioner.errors import MacvmError, Problems
 
 _MACHINES = "provisioner.cli.machines"
 _SANDBOX = "provisioner.cli.sandbox"
+_VIEWS = "provisioner.cli.views"
 
 COMMANDS = {
     "create": ("provisioner.cli.create", "create", "Create and start a VM on the LAN."),
-    "list": (_MACHINES, "list_", "List VMs with their NICs and addresses."),
-    "show": (_MACHINES, "show", "Show one VM."),
+    "list": (_VIEWS, "list_", "List VMs with their NICs and addresses."),
+    "show": (_VIEWS, "show", "Show one VM."),
     "start": (_MACHINES, "start", "Start VMs."),
     "stop": (_MACHINES, "stop", "Shut VMs down through ACPI."),
     "restart": (_MACHINES, "restart", "Stop VMs and start them again."),

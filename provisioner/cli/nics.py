@@ -7,8 +7,8 @@ import click
 from provisioner.actions import views
 from provisioner.cli import render
 from provisioner.cli.base import group
-from provisioner.cli.machines import nic_cells
 from provisioner.cli.run import looking
+from provisioner.cli.views import nic_cells
 
 
 @group()

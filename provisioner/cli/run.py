@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from provisioner.actions import recovery
+from provisioner.actions import unfinished
 from provisioner.cli.base import options_of
 from provisioner.context import Context, Options, open_context
 from provisioner.errors import Usage
@@ -43,7 +43,7 @@ def looking() -> Iterator[tuple[Context, Options]]:
     context = _open(options, readonly=True)
     try:
         if context.hypervisor.is_local:
-            lines = recovery.unfinished_lines(context)
+            lines = unfinished.unfinished_lines(context)
             for line in lines:
                 tell(f"unfinished: {line}")
             if lines:
@@ -63,6 +63,8 @@ def changing(*, recover: bool = True) -> Iterator[tuple[Context, Options]]:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if recover and context.hypervisor.is_local and context.may_recover:
+            from provisioner.actions import recovery
+
             for line in recovery.recover(context):
                 tell(line)
         yield context, options

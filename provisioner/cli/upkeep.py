@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from provisioner.actions import recovery
+from provisioner.actions import recovery, unfinished
 from provisioner.cli import render
 from provisioner.cli.base import Command
 from provisioner.cli.run import changing, looking, tell
@@ -16,7 +16,7 @@ def gc(dry_run: bool) -> None:
     """Finish or undo what was left unfinished by a macvm that was killed."""
     if dry_run:
         with looking() as (context, _):
-            for line in recovery.unfinished_lines(context):
+            for line in unfinished.unfinished_lines(context):
                 click.echo(f"would settle: {line}")
         return
     with changing(recover=False) as (context, options):
