@@ -156,7 +156,9 @@ def _make_disk(context: Context, plan: Plan) -> None:
     if machine.serial_log:
         context.store.own_file(machine.serial_log, machine.uuid)
     # QEMU's user may pass through, but not list it.
-    plan.folder.mkdir(mode=0o711)
+    plan.folder.mkdir()
+    # Whatever root's umask: QEMU's user must pass through.
+    plan.folder.chmod(0o711)
     if machine.disk is None:
         return
     context.store.own_file(machine.disk, machine.uuid)

@@ -7,11 +7,13 @@ taken inside `BEGIN IMMEDIATE`, so that two processes cannot hold one address.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from provisioner.errors import MacvmError, Taken, Unable
 from provisioner.host import locks
@@ -25,7 +27,7 @@ IMAGES, MACHINES = FOLDERS = ("images", "machines")
 MIGRATIONS = (
     """
     CREATE TABLE macs (
-      mac TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL) STRICT;
+      mac TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL, told TEXT NOT NULL) STRICT;
     CREATE TABLE leases (
       network TEXT NOT NULL, address TEXT NOT NULL, mac TEXT NOT NULL REFERENCES macs ON DELETE CASCADE,
       parent TEXT NOT NULL, since TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
@@ -47,6 +49,12 @@ MIGRATIONS = (
 
 #: File systems whose locks SQLite's WAL cannot rely on (https://sqlite.org/wal.html: "does not work over a network").
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs"})
+
+
+#: `(network, address, mac, parent)`; an empty parent where the host's side is left alone.
+LeaseClaim = tuple[str, str, str, str]
+
+NOTHING_TOLD: Mapping[str, str] = MappingProxyType({})
 
 
 class StoreFailed(MacvmError):
@@ -149,13 +157,36 @@ class Store:
 
     # MACs and leases
 
-    def claim(self, owner: str, machine: str, macs: Iterable[str], leases: Iterable[tuple[str, str, str, str]]) -> None:
-        """Claims MACs and `(network, address, mac, parent)` leases for a machine: all of them or none.
+    def claim(
+        self,
+        owner: str,
+        machine: str,
+        macs: Iterable[str],
+        leases: Iterable[LeaseClaim],
+        told: Mapping[str, str] = NOTHING_TOLD,
+    ) -> None:
+        """Claims MACs and leases for a machine: all of them or none. `told` is what `told_of` gives back, by MAC.
 
         Raises Taken, naming the holder.
         """
         with self.change() as db:
-            claim_in(db, owner, machine, macs, leases)
+            claim_in(db, owner, machine, macs, leases, told)
+
+    def told_of(self, owner: str) -> dict[str, str]:
+        """MAC to what its guest was told, as the claim said it: the wanted set of a machine's NICs."""
+        return {row["mac"]: row["told"] for row in self.rows("SELECT mac, told FROM macs WHERE owner = ?", (owner,))}
+
+    def retell(self, mac: str, told: str, leases: Iterable[LeaseClaim]) -> None:
+        """Replaces what a NIC's guest is told, and its leases: both or neither. Raises Taken."""
+        with self.change() as db:
+            holder = db.execute("SELECT owner, machine FROM macs WHERE mac = ?", (mac,)).fetchone()
+            db.execute("DELETE FROM macs WHERE mac = ?", (mac,))
+            claim_in(db, holder["owner"], holder["machine"], [mac], leases, {mac: told})
+
+    def release_mac(self, mac: str) -> None:
+        """Gives back a MAC with its leases; not held is fine."""
+        with self.change() as db:
+            db.execute("DELETE FROM macs WHERE mac = ?", (mac,))
 
     def release(self, owner: str) -> None:
         """Gives back every MAC and lease of a machine; none held is fine."""
@@ -214,7 +245,8 @@ def claim_in(
     owner: str,
     machine: str,
     macs: Iterable[str],
-    leases: Iterable[tuple[str, str, str, str]],
+    leases: Iterable[LeaseClaim],
+    told: Mapping[str, str] = NOTHING_TOLD,
 ) -> None:
     """`Store.claim` inside a transaction that is open already."""
     since = now()
@@ -226,7 +258,7 @@ def claim_in(
         found = db.execute("SELECT machine FROM macs WHERE mac = ?", (mac,)).fetchone()
         if found:
             raise Taken(f"MAC {mac} is held by machine {found['machine']}", "leave --mac out, and macvm chooses one")
-        db.execute("INSERT INTO macs VALUES (?, ?, ?)", (mac, owner, machine))
+        db.execute("INSERT INTO macs VALUES (?, ?, ?, ?)", (mac, owner, machine, told.get(mac, "")))
     for network, address, mac, parent in leases:
         sql = "SELECT machine FROM leases JOIN macs USING (mac) WHERE network = ? AND address = ?"
         found = db.execute(sql, (network, address)).fetchone()
@@ -258,6 +290,15 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 def open_store(state_dir: Path) -> Store:
     """The store for reading and writing; made when missing. Raises Unable or StoreFailed."""
+    # A strict umask of root's would lock out QEMU's user, and those who only look.
+    umask = os.umask(0o022)
+    try:
+        return _open_store(state_dir)
+    finally:
+        os.umask(umask)
+
+
+def _open_store(state_dir: Path) -> Store:
     path = state_dir / DATABASE
     try:
         # Others may look up names and addresses, which are no secret; they cannot list the directory.

@@ -143,7 +143,8 @@ def _fill_cpu(root: Element, machine: Machine) -> None:
         return
     for topology in cpu.findall("topology"):
         # libvirt refuses one that does not multiply out to the number of CPUs.
-        if math.prod(int(count) for count in topology.attrib.values() if count.isdecimal()) != machine.vcpus:
+        counts = [int(str(count)) for count in topology.attrib.values() if str(count).isdecimal()]
+        if math.prod(counts) != machine.vcpus:
             cpu.remove(topology)
 
 
