@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from typing import NoReturn
 
 import click
 
@@ -62,7 +64,7 @@ def report(error: MacvmError) -> int:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point; always ends with `sys.exit`."""
+    """Entry point. Ends the process; where arguments are given, as a test does, by `sys.exit`."""
     try:
         status = cli.main(args=arguments, prog_name="macvm", standalone_mode=False)
     except click.exceptions.Exit as ended:
@@ -82,7 +84,20 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader went away (`macvm list | head`): no complaint, and none from the interpreter's own flush either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    sys.exit(status if isinstance(status, int) else 0)
+    status = status if isinstance(status, int) else 0
+    if arguments is None:
+        leave(status)
+    sys.exit(status)
 
 
-__all__ = ["cli", "main", "options_of", "report"]
+def leave(status: int) -> NoReturn:
+    """Ends the process at once: taking a hundred modules apart takes 25 ms after all is done, with libvirt's event loop
+    still in its thread. Nothing hangs on it: what commands open they close, and `click.echo` leaves nothing unwritten.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
+
+
+__all__ = ["cli", "leave", "main", "options_of", "report"]

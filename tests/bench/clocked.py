@@ -32,11 +32,12 @@ def run(arguments: list[str]) -> None:
     make_plan, machines.make_plan = machines.make_plan, plan  # type: ignore[assignment,attr-defined]
     try:
         main.main(arguments)
-    finally:
+    except SystemExit as end:
         mark("close, show, print")
         import json
 
         print(json.dumps(marks), file=sys.stderr)
+        main.leave(int(end.code or 0))
 
 
 if __name__ == "__main__":
