@@ -82,7 +82,6 @@ def create(context: Context, request: CreateRequest) -> Created:
     Raises Problems from the plan, and what libvirt, the kernel or the disk refuse.
     """
     context.require_local_root("creating a VM")
-    links.warm_up()
     return carry_out(context, make_plan(context, request))
 
 
@@ -138,6 +137,7 @@ def _steps(context: Context, plan: Plan, work: Work, undo: ExitStack, failed: li
     if plan.start:
         with work.step("start"):
             _make_way(context, plan)
+            links.warm_up()
             hypervisor.start(machine.uuid, machine.name, paused=True)
         with work.step("nics"):
             power.prepare_nics(context, machine.uuid, machine.nics)
