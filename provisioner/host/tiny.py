@@ -41,6 +41,7 @@ _TOOLS = ("busybox", "syslinux", "mformat", "mcopy", "qemu-img")
 _SYSLINUX_MBR = Path("/usr/lib/syslinux/mbr/mbr.bin")
 _SECTOR = 512
 _FIRST_SECTOR = 2048
+_LOADED_AT = 0x100000  # where loaders put a bzImage that is not relocatable
 _SIGNATURE = b"~Module signature appended~\n"
 
 
@@ -73,10 +74,9 @@ def build(target_dir: Path) -> TinyImage:
     image = TinyImage(target_dir / "tiny-kernel", target_dir / "tiny-initrd", target_dir / "tiny.qcow2")
     with tempfile.TemporaryDirectory(dir=target_dir, prefix=".tiny-") as scratch:
         made = TinyImage(Path(scratch, "kernel"), Path(scratch, "initrd"), Path(scratch, "disk"))
-        packed = vmlinuz.read_bytes()
-        made.kernel.write_bytes(direct_kernel(packed))
+        made.kernel.write_bytes(fast_kernel(vmlinuz.read_bytes()))
         made.initrd.write_bytes(cpio(initrd_entries(Path("/lib/modules", version))))
-        _make_disk(made.disk, packed, made.initrd, Path(scratch))
+        _make_disk(made, Path(scratch))
         for source, target in zip(_paths(made), _paths(image), strict=True):
             source.replace(target)
     return image
@@ -154,30 +154,78 @@ def segments(program: bytes) -> Iterator[Segment]:
 # --- the kernel
 
 
-def direct_kernel(packed: bytes) -> bytes:
-    """The kernel for QEMU's `-kernel`: unpacked where QEMU can start it so (PVH), else as it came.
+def fast_kernel(packed: bytes) -> bytes:
+    """The same kernel as a bzImage with nothing to unpack, or as it came where its packing is unknown.
 
-    A guest's emulated CPU takes more than 3 s to unpack Debian's xz; here it takes less than one, and once.
+    An emulated CPU takes more than 3 s to unpack Debian's xz. Here the setup code is kept, and what a loader puts at
+    1 MB (Documentation/x86/boot.rst) is replaced by: a stub, a descriptor table, page tables that map the first 4 GB
+    onto themselves, and the unpacked kernel, which the stub copies to where it is linked and enters in 64-bit mode.
     """
     unpacked = unpack_kernel(packed)
-    if unpacked is None or not _starts_by_pvh(unpacked):
+    if unpacked is None:
         return packed
-    # The last segment ends in its zeroed memory, and behind it come sections that QEMU does not read: without both, the
-    # file has half the size.
-    slim = bytearray(unpacked)
-    last = max((segment for segment in segments(unpacked) if segment.kind == 1), key=lambda segment: segment.offset)
-    content = len(unpacked[last.offset : last.offset + last.in_file].rstrip(b"\0"))
-    struct.pack_into("<Q", slim, last.header + 32, content)
-    struct.pack_into("<Q", slim, 40, 0)
-    struct.pack_into("<HH", slim, 60, 0, 0)
-    return bytes(slim[: last.offset + content])
+    loaded = [segment for segment in segments(unpacked) if segment.kind == 1]
+    base = min(segment.physical for segment in loaded)
+    flat = bytearray(max(segment.physical + segment.in_file for segment in loaded) - base)
+    for segment in loaded:
+        place = segment.physical - base
+        flat[place : place + segment.in_file] = unpacked[segment.offset : segment.offset + segment.in_file]
+    content = bytes(flat).rstrip(b"\0")  # the kernel zeroes its own .bss
+    content += b"\0" * (-len(content) % 16)
+    (entry,) = struct.unpack_from("<Q", unpacked, 24)
+    table, pages, source = _LOADED_AT + 0x100, _LOADED_AT + 0x1000, _LOADED_AT + 0x8000
+    if base <= source:
+        return packed  # the backward copy would run over what it copies
+    protected = _stub(source, base, len(content), table, pages, entry).ljust(0x100, b"\0")
+    protected += struct.pack("<HIxx", 31, table + 8) + struct.pack(
+        "<QQQQ", 0, 0, 0x00AF9A000000FFFF, 0x00CF92000000FFFF
+    )
+    protected = protected.ljust(0x1000, b"\0") + _identity_map(pages)
+    protected = protected.ljust(0x8000, b"\0") + content
+    setup = bytearray(packed[: _setup_size(packed)])
+    struct.pack_into("<I", setup, 0x1F4, len(protected) // 16)  # syssize
+    struct.pack_into("<I", setup, 0x214, _LOADED_AT)  # code32_start
+    setup[0x234] = 0  # relocatable_kernel
+    struct.pack_into("<H", setup, 0x236, 0)  # xloadflags: no 64-bit and no EFI entry any more
+    struct.pack_into("<II", setup, 0x248, 0, 0)  # payload_offset, payload_length
+    return bytes(setup) + protected
+
+
+def _stub(source: int, target: int, length: int, table: int, pages: int, entry: int) -> bytes:
+    """What runs first in 32-bit mode: no paging, flat segments, esi = boot_params, which the kernel wants in rsi."""
+
+    def word(number: int) -> bytes:
+        return struct.pack("<I", number)
+
+    code = b"\xfa\xfd" + b"\x89\xf5"  # cli; std; mov ebp, esi
+    code += b"\xbe" + word(source + length - 4)  # mov esi, last word of the source
+    code += b"\xbf" + word(target + length - 4)  # mov edi, last word of the target: backwards, since they overlap
+    code += b"\xb9" + word(length // 4) + b"\xf3\xa5\xfc"  # mov ecx, words; rep movsd; cld
+    code += b"\xb8" + word(pages) + b"\x0f\x22\xd8"  # mov eax, pages; mov cr3, eax
+    code += b"\x0f\x20\xe0\x83\xc8\x20\x0f\x22\xe0"  # cr4 |= PAE
+    code += b"\xb9" + word(0xC0000080) + b"\x0f\x32\x0d" + word(0x100) + b"\x0f\x30"  # EFER |= long mode
+    code += b"\x0f\x01\x15" + word(table)  # lgdt [table]
+    code += b"\x0f\x20\xc0\x0d" + word(0x80000001) + b"\x0f\x22\xc0"  # cr0 |= paging, protected mode
+    code += b"\xea" + word(_LOADED_AT + len(code) + 7) + b"\x10\0"  # jmp 0x10:the next byte, in 64-bit mode
+    return code + b"\x89\xee\xb8" + word(entry) + b"\xff\xe0"  # mov esi, ebp; mov eax, entry; jmp rax
+
+
+def _identity_map(pages: int) -> bytes:
+    """Six page tables at the address `pages`: one of level 4, one of level 3, four of 512 pages of 2 MB."""
+    top = struct.pack("<Q", pages + 0x1000 | 3).ljust(4096, b"\0")
+    middle = struct.pack("<4Q", *(pages + 0x2000 + number * 4096 | 3 for number in range(4))).ljust(4096, b"\0")
+    return top + middle + struct.pack("<2048Q", *(number << 21 | 0x83 for number in range(2048)))
+
+
+def _setup_size(packed: bytes) -> int:
+    return ((packed[0x1F1] or 4) + 1) * _SECTOR
 
 
 def unpack_kernel(packed: bytes) -> bytes | None:
     """The ELF file within a bzImage (Documentation/x86/boot.rst: payload_offset), or None in an unknown packing."""
     if len(packed) < 0x260 or packed[0x202:0x206] != b"HdrS":
         return None
-    start = ((packed[0x1F1] or 4) + 1) * _SECTOR
+    start = _setup_size(packed)
     offset, length = struct.unpack_from("<II", packed, 0x248)
     payload = packed[start + offset : start + offset + length]
     try:
@@ -194,21 +242,6 @@ def unpack_kernel(packed: bytes) -> bytes | None:
     except (OSError, EOFError, lzma.LZMAError, MacvmError):
         return None
     return unpacked if unpacked[:5] == b"\x7fELF\x02" else None
-
-
-def _starts_by_pvh(kernel: bytes) -> bool:
-    """Whether an ELF kernel has Xen's note 18, the 32-bit entry that QEMU jumps to."""
-    for segment in segments(kernel):
-        if segment.kind != 4:
-            continue
-        note = kernel[segment.offset : segment.offset + segment.in_file]
-        place = 0
-        while place + 12 <= len(note):
-            owner, length, kind = struct.unpack_from("<III", note, place)
-            if kind == 18 and note[place + 12 : place + 15] == b"Xen":
-                return True
-            place += 12 + (owner + 3) // 4 * 4 + (length + 3) // 4 * 4
-    return False
 
 
 # --- the initial RAM file system
@@ -316,13 +349,12 @@ def unsigned(module: bytes) -> bytes:
 # --- the disk
 
 
-def _make_disk(disk: Path, kernel: bytes, initrd: Path, scratch: Path) -> None:
+def _make_disk(image: TinyImage, scratch: Path) -> None:
     """A qcow2 disk with an MBR and one FAT partition, made without root and without loop devices."""
-    raw, config, linux = scratch / "raw", scratch / "syslinux.cfg", scratch / "vmlinuz"
-    linux.write_bytes(kernel)
+    raw, config = scratch / "raw", scratch / "syslinux.cfg"
     config.write_text(resource("images", "tiny", "syslinux.cfg").read_text().replace("@CMDLINE@", CMDLINE))
-    # Room for what is inside and 1 MB for the file system's own tables.
-    used = linux.stat().st_size + initrd.stat().st_size
+    # Room for what is inside and at least 1 MB for the file system's own tables.
+    used = image.kernel.stat().st_size + image.initrd.stat().st_size
     sectors = ((used >> 20) + 2) * 2048
     with raw.open("wb") as file:
         file.write(master_boot_record(_SYSLINUX_MBR.read_bytes(), sectors))
@@ -333,9 +365,8 @@ def _make_disk(disk: Path, kernel: bytes, initrd: Path, scratch: Path) -> None:
     geometry = ["-h", "64", "-s", "32", "-H", str(_FIRST_SECTOR), "-T", str(sectors)]
     run([*fixed, "mformat", "-i", partition, "-N", "6d61636d", "-v", "TINY", "-c", "4", *geometry, "::"])
     run([*fixed, "syslinux", "--install", "--offset", str(_FIRST_SECTOR * _SECTOR), raw])
-    run([*fixed, "mcopy", "-i", partition, config, linux, "::"])
-    run([*fixed, "mcopy", "-i", partition, initrd, "::initrd"])
-    run(["qemu-img", "convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", raw, disk])
+    run([*fixed, "mcopy", "-i", partition, config, image.kernel, image.initrd, "::"])
+    run(["qemu-img", "convert", "-O", "qcow2", "-c", "-o", "compression_type=zstd", raw, image.disk])
 
 
 def master_boot_record(code: bytes, sectors: int) -> bytes:
