@@ -143,14 +143,18 @@ class Context:
         finally:
             os.close(held)
 
-    def require_local_root(self, doing: str) -> None:
-        """Raises Unable for a remote or session libvirt, or without root."""
+    def require_local(self, doing: str) -> None:
+        """Raises Unable for a remote or session libvirt."""
         uri = self.settings.connect
         if not is_local(uri):
             hint = f"ssh {uri.split('://')[-1].split('/')[0] or 'HOST'} sudo macvm …"
             raise Unable(f"{doing} needs this host's own libvirt, not {uri}", hint)
         if uri.endswith("/session"):
             raise Unable(f"{doing} is not possible with {uri}: macvtap needs root", "use qemu:///system")
+
+    def require_local_root(self, doing: str) -> None:
+        """Raises Unable for a remote or session libvirt, or without root."""
+        self.require_local(doing)
         if os.geteuid() != 0:
             raise Unable(f"{doing} needs root: it makes links, and files that QEMU's user owns", "sudo macvm …")
 

@@ -69,6 +69,7 @@ def _moved(
 
 def unused_name(context: Context) -> str:
     """`vm1`, or the first like it that is free."""
+    context.require_local("creating a VM")
     taken = {machine.name for machine in context.hypervisor.machines()}
     number = 1
     while f"vm{number}" in taken:

@@ -47,7 +47,8 @@ class Plan:
 
 
 def make_plan(context: Context, request: CreateRequest) -> Plan:
-    """Raises Problems with everything that stands in the way."""
+    """Raises Problems with everything that stands in the way, Unable where libvirt is not this host's own."""
+    context.require_local("creating a VM")
     findings = Findings()
     there = Surroundings.look(context)
     with findings.checking():

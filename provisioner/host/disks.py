@@ -152,6 +152,10 @@ def _check_qcow2(path: Path, head: bytes) -> None:
         raise ImageRefused(refuse + "it keeps its data in another file", "make it whole with qemu-img convert")
     if encryption:
         raise ImageRefused(refuse + "it is encrypted", "decrypt it with qemu-img convert")
+    entries, table, counts = struct.unpack_from(">IQQ", head, 36)
+    if max(table + 8 * entries, counts + 8) > path.stat().st_size:
+        # qemu-img check finds nothing here: what lies behind the end reads as an empty disk.
+        raise ImageRefused(refuse + "it is cut off before the end of its tables", "fetch it again")
     if not 0 < virtual <= MOST_VIRTUAL:
         size = f"it claims to be a disk of {human_size(virtual)}"
         raise ImageRefused(refuse + size, f"macvm takes disks of at most {human_size(MOST_VIRTUAL)}")
@@ -246,7 +250,8 @@ def remove_file(path: Path, inside: Path) -> None:
 
     Raises Unable for one outside `inside`, or reached through a symlink: the record may have been tampered with.
     """
-    parent = path.parent
-    if path.is_symlink() or parent.resolve() != parent or not parent.is_relative_to(inside.resolve()):
+    # `inside` itself may be reached through a symlink; what is below it may not.
+    below = path.parent.relative_to(inside) if path.is_relative_to(inside) else None
+    if below is None or path.is_symlink() or path.parent.resolve() != inside.resolve() / below:
         raise Unable(f"{printable(str(path), 200)} is not deleted: it is not inside {inside}", "look at it yourself")
     path.unlink(missing_ok=True)

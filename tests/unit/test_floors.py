@@ -25,12 +25,12 @@ BELOW = {
     "resources": set[str](),
 }
 
-#: The only file that may import a library.
+#: The only files, or floors, that may import a library.
 SOLE_IMPORTER = {
     "libvirt": "host/hypervisor.py",
     "libvirt_qemu": "host/hypervisor.py",
     "pyroute2": "host/links.py",
-    "lxml": "model/domain_xml.py",
+    "lxml": ("model/domain_xml.py", "model/nic_xml.py"),
     "pycdlib": "host/disks.py",
     "sqlite3": "host/",
     "click": "cli/",

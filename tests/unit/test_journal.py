@@ -25,7 +25,8 @@ from pathlib import Path
 from provisioner.host.journal import Journal
 from provisioner.host.store import open_store
 journal = Journal(open_store(Path(sys.argv[1])), lambda _: None)
-work = journal.begin("create", "web1", "uuid1", {"a": 1}, [sys.argv[2]], [("parent:eth0", "192.0.2.11", sys.argv[2], "eth0")])
+mac = sys.argv[2]
+work = journal.begin("create", "web1", "uuid1", {"a": 1}, [mac], [("parent:eth0", "192.0.2.11", mac, "eth0")])
 with work.step("disk"):
     pass
 with work.step("define"):

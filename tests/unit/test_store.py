@@ -17,7 +17,16 @@ import pytest
 
 from provisioner.errors import MacvmError, Taken, Unable
 from provisioner.host import store as module
-from provisioner.host.store import DATABASE, MIGRATIONS, Store, StoreFailed, StoredImage, open_for_reading, open_store
+from provisioner.host.store import (
+    DATABASE,
+    MIGRATIONS,
+    Store,
+    StoredImage,
+    StoreFailed,
+    claim_in,
+    open_for_reading,
+    open_store,
+)
 
 MAC1, MAC2 = "52:54:00:00:00:01", "52:54:00:00:00:02"
 NOBODY = 65534
@@ -51,7 +60,7 @@ def as_nobody(act: Callable[[], object]) -> str:
             said = str(act())
         except MacvmError as error:
             said = f"{type(error).__name__}: {error.message} | {error.hint}"
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - what it is, the test shall see
             said = f"not ours: {error!r}"
         os.write(writer, said.encode())
         os._exit(0)
@@ -128,9 +137,13 @@ def test_an_image_replaces_the_one_of_its_name_and_version(store: Store) -> None
 
 
 def test_a_block_that_raises_changes_nothing(store: Store) -> None:
-    with pytest.raises(KeyboardInterrupt), store.change() as db:
-        db.execute("INSERT INTO macs VALUES (?, 'u', 'm')", (MAC1,))
-        raise KeyboardInterrupt
+    def begin_and_stop() -> None:
+        with store.change() as db:
+            claim_in(db, "uuid1", "web1", [MAC1], [lease("192.0.2.11")])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        begin_and_stop()
     assert store.machines() == {}
     store.claim("uuid1", "web1", [MAC1], [])
 
@@ -235,8 +248,7 @@ def test_a_store_with_a_damaged_page_is_a_clear_error(tmp_path: Path) -> None:
     data[4096:] = b"\xa5" * (len(data) - 4096)
     path.write_bytes(data)
     with pytest.raises(StoreFailed, match="is damaged"):
-        store = open_store(tmp_path)
-        store.machines()
+        open_store(tmp_path).machines()
 
 
 FILL = """
@@ -385,7 +397,11 @@ def test_a_look_cannot_change(tmp_path: Path, store: Store) -> None:
 
 def test_a_page_limit_is_no_space(store: Store) -> None:
     store.rows("PRAGMA max_page_count = 1")
-    with pytest.raises(StoreFailed, match="no space left"):
+
+    def fill() -> None:
         for number in range(5000):
             store.claim(f"u{number}", "m" * 500, [f"{number:012x}"], [])
+
+    with pytest.raises(StoreFailed, match="no space left"):
+        fill()
     assert store.machines()

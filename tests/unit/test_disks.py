@@ -1,0 +1,325 @@
+"""Images as real qemu-img makes them, and as someone hostile or unlucky does; seeds; what may be deleted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import stat
+import struct
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from provisioner.errors import MacvmError, NotFound, Unable
+from provisioner.host import disks
+from provisioner.host.disks import ImageRefused
+from tests.conftest import Require
+
+pytestmark = pytest.mark.usefixtures("qemu_img")
+
+
+@pytest.fixture(scope="session")
+def qemu_img(require: Require) -> None:
+    require(shutil.which("qemu-img"), "qemu-img is not installed (qemu-utils)")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "images"
+    made.mkdir()
+    return made
+
+
+def qemu(*words: object) -> None:
+    subprocess.run(["qemu-img", *map(str, words)], check=True, capture_output=True)
+
+
+def raw_disk(path: Path, size: int = 4 << 20, first: int = 2048, count: int = 2048) -> Path:
+    """A disk with one partition, in sectors, and content that can be told again."""
+    data = bytearray(os.urandom(1 << 16) * (size >> 16))
+    data[446:512] = bytes(66)
+    data[450] = 0x83
+    struct.pack_into("<II", data, 454, first, count)
+    data[510:512] = b"\x55\xaa"
+    path.write_bytes(data)
+    return path
+
+
+def qcow2_disk(path: Path, *options: str) -> Path:
+    raw = raw_disk(path.with_suffix(".raw"))
+    qemu("convert", "-f", "raw", "-O", "qcow2", *options, raw, path)
+    return path
+
+
+def content(path: Path) -> bytes:
+    raw = path.parent / "read-back"
+    qemu("convert", "-f", "qcow2", "-O", "raw", path, raw)
+    data = raw.read_bytes()
+    raw.unlink()
+    return data
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+MAKERS: dict[str, Callable[[Path], Path]] = {
+    "raw": raw_disk,
+    "qcow2": qcow2_disk,
+    "qcow2-compressed": lambda path: qcow2_disk(path, "-c"),
+    "qcow2-version-2": lambda path: qcow2_disk(path, "-o", "compat=0.10"),
+}
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_a_disk_is_stored_whole_read_only_and_by_its_digest(kind: str, tmp_path: Path, folder: Path) -> None:
+    source = MAKERS[kind](tmp_path / "disk")
+    wanted = source.read_bytes() if kind == "raw" else content(source)
+    stored = disks.import_disk(source, folder, sha256(source).upper())
+    assert content(stored.path) == wanted
+    assert list(folder.iterdir()) == [stored.path]
+    assert stored.path.name == f"{sha256(stored.path)}.qcow2"
+    assert stored.digest == sha256(stored.path)
+    assert stat.S_IMODE(stored.path.stat().st_mode) == 0o444
+    assert (stored.size, stored.virtual_size) == (stored.path.stat().st_size, 4 << 20)
+    assert disks.import_disk(source, folder).path.parent == folder, "a second time does no harm"
+
+
+def _truncated_qcow2(path: Path) -> Path:
+    os.truncate(qcow2_disk(path), path.stat().st_size // 2)
+    return path
+
+
+def _backed(path: Path, backing: str) -> Path:
+    qemu("create", "-u", "-f", "qcow2", "-F", "raw", "-b", backing, path, "4M")
+    return path
+
+
+def _external(path: Path) -> Path:
+    qemu("create", "-f", "qcow2", "-o", f"data_file={path}.data,data_file_raw=on", path, "4M")
+    return path
+
+
+def _encrypted(path: Path) -> Path:
+    secret = ["--object", "secret,id=s,data=abc", "-o", "encrypt.format=aes,encrypt.key-secret=s"]
+    qemu("create", *secret, "-f", "qcow2", path, "4M")
+    return path
+
+
+def _huge(path: Path) -> Path:
+    qemu("create", "-f", "qcow2", path, "60T")
+    return path
+
+
+def _header(path: Path, offset: int, layout: str, value: int) -> Path:
+    data = bytearray(qcow2_disk(path).read_bytes())
+    struct.pack_into(layout, data, offset, value)
+    path.write_bytes(data)
+    return path
+
+
+def _written(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+REFUSED: dict[str, tuple[Callable[[Path], Path], type[MacvmError], str]] = {
+    "missing": (lambda path: path, NotFound, "there is no file"),
+    "folder": (lambda path: path.mkdir() or path, ImageRefused, "is no file"),  # type: ignore[func-returns-value]
+    "device": (lambda path: Path("/dev/null"), ImageRefused, "is no file"),
+    "empty": (lambda path: _written(path, b""), ImageRefused, "no disk image"),
+    "text": (lambda path: _written(path, b"#!/bin/sh\n" * 500), ImageRefused, "no disk image"),
+    "gzip": (lambda path: _written(path, b"\x1f\x8b" + b"zip" * 999), ImageRefused, "no disk image"),
+    "raw-cut": (lambda path: raw_disk(path, 1 << 20, 2048, 2048), ImageRefused, "is cut off"),
+    "raw-one-sector-short": (lambda path: raw_disk(path, 2 << 20, 2048, 2049), ImageRefused, "is cut off"),
+    "qcow2-cut": (_truncated_qcow2, ImageRefused, "damaged or cut off"),
+    "qcow2-header-only": (lambda path: _written(path, b"QFI\xfb\0\0\0\3"), ImageRefused, "header is cut off"),
+    "qcow2-version-9": (lambda path: _header(path, 4, ">I", 9), ImageRefused, "unknown version 9"),
+    "qcow2-no-size": (lambda path: _header(path, 24, ">Q", 0), ImageRefused, "claims to be a disk of"),
+    "qcow2-table-elsewhere": (lambda path: _header(path, 40, ">Q", 1 << 40), ImageRefused, "cut off"),
+    "backing-shadow": (lambda path: _backed(path, "/etc/shadow"), ImageRefused, "names another file"),
+    "backing-json": (
+        lambda path: _backed(path, 'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/shadow"}}'),
+        ImageRefused,
+        "names another file",
+    ),
+    "backing-network": (lambda path: _backed(path, "nbd://192.0.2.1/x"), ImageRefused, "names another file"),
+    "data-file": (_external, ImageRefused, "keeps its data in another file"),
+    "encrypted": (_encrypted, ImageRefused, "is encrypted"),
+    # Made with a key of LUKS, either would take seconds: the key is stretched.
+    "encrypted-luks": (lambda path: _header(path, 32, ">I", 2), ImageRefused, "is encrypted"),
+    "luks": (lambda path: _written(path, b"LUKS\xba\xbe\0\1" + bytes(4 << 20)), ImageRefused, "no disk image"),
+    "60-terabytes": (_huge, ImageRefused, "claims to be a disk of 60 TiB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_image_is_refused_and_leaves_nothing(kind: str, tmp_path: Path, folder: Path) -> None:
+    make, error, why = REFUSED[kind]
+    source = make(tmp_path / "disk")
+    with pytest.raises(error, match=why) as refused:
+        disks.import_disk(source, folder)
+    assert refused.value.hint
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("checksum", ["0" * 64, "f" * 64])
+def test_a_wrong_checksum_is_refused_with_both(checksum: str, tmp_path: Path, folder: Path) -> None:
+    source = raw_disk(tmp_path / "disk")
+    with pytest.raises(ImageRefused, match="does not have the checksum") as refused:
+        disks.import_disk(source, folder, checksum)
+    assert checksum in refused.value.hint
+    assert sha256(source) in refused.value.hint
+    assert list(folder.iterdir()) == []
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, (1 << 20) - 1))
+def test_a_qcow2_cut_by_a_cluster_or_more_is_refused(tmp_path: Path, folder: Path, at: int) -> None:
+    source = tmp_path / "whole.qcow2"
+    if not source.exists():
+        qcow2_disk(source)
+    whole = source.read_bytes()
+    cut = _written(tmp_path / "cut.qcow2", whole[: at * (len(whole) - (1 << 16)) >> 20])
+    with pytest.raises(ImageRefused):
+        disks.import_disk(cut, folder)
+    assert list(folder.iterdir()) == []
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=2000), st.booleans())
+def test_any_bytes_are_an_image_or_refused(tmp_path: Path, folder: Path, data: bytes, as_qcow2: bool) -> None:
+    source = _written(tmp_path / "disk", (b"QFI\xfb" if as_qcow2 else b"") + data)
+    with pytest.raises(MacvmError) as refused:
+        disks.import_disk(source, folder)
+    assert refused.value.hint
+    assert list(folder.iterdir()) == []
+
+
+def test_an_overlay_leaves_its_base_alone(tmp_path: Path, folder: Path) -> None:
+    base = disks.import_disk(raw_disk(tmp_path / "disk"), folder)
+    before, stamp = base.path.read_bytes(), disks.stamp(base.path)
+    overlay = tmp_path / "overlay.qcow2"
+    disks.create_overlay(base.path, overlay, 8 << 20)
+    assert stat.S_IMODE(overlay.stat().st_mode) == 0o600
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -P 0x5a 0 1M", overlay], check=True, capture_output=True)
+    assert content(overlay)[: 1 << 20] == b"\x5a" * (1 << 20)
+    assert len(content(overlay)) == 8 << 20
+    assert (base.path.read_bytes(), disks.stamp(base.path)) == (before, stamp)
+    assert disks.backing_files(overlay) == [base.path]
+    described = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", overlay]))
+    assert described["backing-filename-format"] == "qcow2"
+
+
+def test_a_stamp_changes_with_the_content(tmp_path: Path) -> None:
+    path = _written(tmp_path / "file", b"a")
+    before = disks.stamp(path)
+    os.utime(path, ns=(0, 0))
+    assert disks.stamp(path) != before
+
+
+# seeds
+
+
+def read_iso(path: Path) -> dict[str, bytes]:
+    """Every file by its Joliet name; the Rock Ridge names must agree."""
+    import pycdlib
+
+    iso = pycdlib.PyCdlib()
+    iso.open(str(path))
+    assert iso.pvd.volume_identifier.decode().strip() == "cidata"
+    found: dict[str, dict[str, bytes]] = {}
+    for kind in ("joliet_path", "rr_path"):
+        names = found.setdefault(kind, {})
+        for above, _, leaves in iso.walk(**{kind: "/"}):
+            for leaf in leaves:
+                name = f"{above.rstrip('/')}/{leaf}"
+                content = io.BytesIO()
+                iso.get_file_from_iso_fp(content, **{kind: name})
+                names[name.lstrip("/")] = content.getvalue()
+    iso.close()
+    assert found["joliet_path"] == found["rr_path"]
+    return found["joliet_path"]
+
+
+NAMES = [
+    "meta-data", "user-data", "network-config", "vendor-data", "files/etc/network/interfaces", "files/etc/dhcpcd.conf",
+    "files/etc/ssh/sshd_config.d/a-name-of-many-more-characters-than-iso-9660-has.conf",
+]  # fmt: skip
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(NAMES), st.binary(max_size=5000), min_size=1))
+def test_a_seed_reads_back_as_written(tmp_path: Path, files: dict[str, bytes]) -> None:
+    path = tmp_path / "seed.iso"
+    path.unlink(missing_ok=True)
+    disks.write_seed(path, files, (os.getuid(), os.getgid()))
+    assert read_iso(path) == files
+
+
+def test_only_its_owner_may_read_a_seed(tmp_path: Path, as_root: None) -> None:
+    path = tmp_path / "seed.iso"
+    umask = os.umask(0)
+    try:
+        disks.write_seed(path, {"user-data": b"secret"}, (65534, 65534))
+    finally:
+        os.umask(umask)
+    found = path.stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o600, 65534, 65534)
+
+
+def test_a_seed_is_never_written_over_or_through_anything(tmp_path: Path) -> None:
+    other = _written(tmp_path / "other", b"untouched")
+    (tmp_path / "link.iso").symlink_to(other)
+    (tmp_path / "dangling.iso").symlink_to(tmp_path / "new")
+    for name in ("other", "link.iso", "dangling.iso"):
+        with pytest.raises((OSError, MacvmError)):
+            disks.write_seed(tmp_path / name, {"meta-data": b""}, (os.getuid(), os.getgid()))
+    assert other.read_bytes() == b"untouched"
+    assert not (tmp_path / "new").exists()
+
+
+# deleting
+
+
+def test_a_file_inside_is_removed_and_gone_is_fine(folder: Path) -> None:
+    path = _written(folder / "disk", b"")
+    disks.remove_file(path, folder)
+    assert not path.exists()
+    disks.remove_file(path, folder)
+
+
+def test_a_state_directory_behind_a_symlink_is_still_ones_own(tmp_path: Path, folder: Path) -> None:
+    path = _written(folder / "disk", b"")
+    (tmp_path / "state").symlink_to(folder)
+    disks.remove_file(tmp_path / "state" / "disk", tmp_path / "state")
+    assert not path.exists()
+
+
+def test_nothing_outside_and_nothing_through_a_symlink_is_removed(tmp_path: Path, folder: Path) -> None:
+    outside = _written(tmp_path / "precious", b"")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    inner = _written(elsewhere / "precious", b"")
+    (folder / "link").symlink_to(outside)
+    (folder / "away").symlink_to(elsewhere)
+    for path in (
+        outside,
+        folder / ".." / "precious",
+        folder / "link",
+        folder / "away" / "precious",
+        Path("/etc/hostname"),
+        tmp_path / "images-of-others" / "x",
+    ):
+        with pytest.raises(Unable, match="is not deleted"):
+            disks.remove_file(path, folder)
+    assert outside.exists()
+    assert inner.exists()
+    assert (folder / "link").is_symlink()
