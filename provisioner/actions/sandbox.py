@@ -161,6 +161,7 @@ class Nodes:
         elif running and not on:
             pid = self.lan.run(["cat", _DHCP_PID], check=True).stdout.strip()
             self.lan.run(["kill", pid], check=True)
+            # Until it has gone it holds the port, and the next one could not start.
             self.lan.run(["tail", f"--pid={pid}", "--sleep-interval=0.01", "-f", "/dev/null"], check=True)
 
 

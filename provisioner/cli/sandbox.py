@@ -128,6 +128,7 @@ def dhcp(state: str, dry_run: bool) -> None:
     """Inside: start or stop the LAN peer's DHCP server."""
     nodes = actions.around()
     if dry_run:
-        click.echo(" ".join(actions.dhcp_server()) if state == "on" else f"kill {actions.dhcp_server()[0]}")
+        words = actions.dhcp_server() if state == "on" else ["pkill", "--exact", "dnsmasq"]
+        click.echo(f"macvm sandbox lan -- {' '.join(words)}")
         return
     nodes.dhcp(state == "on")

@@ -68,6 +68,9 @@ unix_sock_ro_perms = "0777"
 unix_sock_rw_perms = "0700"
 host_uuid = "{uuid}"
 """
+#: The first call of every libvirt client, REMOTE_PROC_AUTH_LIST: length, program, version, procedure, call, serial,
+#: status (https://libvirt.org/kbase/internals/rpc.html).
+_AUTH_LIST = struct.pack(">7I", 28, 0x20008086, 1, 66, 0, 1, 0)
 
 
 def host_name(number: int) -> str:
@@ -505,9 +508,10 @@ class TapNodes:
 
 
 def _start_libvirt(node: Node, line: socket.socket) -> None:
-    """virtlogd and libvirtd; `line` hears when libvirtd says that it is ready, or why it ended."""
-    ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    ready.bind("/run/libvirtd-ready")
+    """virtlogd and libvirtd; `line` hears when libvirtd answers, or why it ended."""
+    notified = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    notified.bind("/run/libvirtd-ready")
+    asking = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with open(os.devnull, "rb") as nothing:
         for daemon in ("virtlogd", "libvirtd"):
             log = f"/var/log/libvirt/{daemon}.log"
@@ -517,19 +521,29 @@ def _start_libvirt(node: Node, line: socket.socket) -> None:
                     env["NOTIFY_SOCKET"] = "/run/libvirtd-ready"
                 pid = spawn([daemon], (nothing.fileno(), file.fileno(), file.fileno()), env)
 
-    def is_ready() -> None:
-        node.selector.unregister(ready)
-        ready.close()
+    def listening() -> None:
+        # It notifies once its socket is there, with its drivers still to come: only an answer means that it is ready.
+        node.selector.unregister(notified)
+        notified.close()
         os.unlink("/run/libvirtd-ready")
-        node.watched.pop(pid, None)
-        line.send(b"ready")
+        asking.connect("/run/libvirt/libvirt-sock")
+        asking.send(_AUTH_LIST)
+        node.on_readable(asking, answered)
+
+    def answered() -> None:
+        node.selector.unregister(asking)
+        ready = asking.recv(64)
+        asking.close()
+        if ready:  # without one it has just died, and `ended` is next
+            node.watched.pop(pid, None)
+            line.send(b"ready")
 
     def ended(_status: int) -> None:
         with open(log, errors="replace") as file:
             said = file.read().strip().splitlines()
         line.send(_failure(Failed(f"libvirtd ended while starting: {said[-1] if said else 'its log is empty'}")))
 
-    node.on_readable(ready, is_ready)
+    node.on_readable(notified, listening)
     node.watched[pid] = ended
 
 
