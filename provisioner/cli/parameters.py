@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from provisioner.actions.request import NicRequest
 from provisioner.errors import Usage
 from provisioner.model.machine import Vnc, parse_size
 from provisioner.model.names import Mac, printable
 from provisioner.model.nic import MacvtapMode, parse_address, parse_addressing
+
+if TYPE_CHECKING:
+    from provisioner.actions.request import NicRequest
 
 NIC_KEYS = {
     "parent": "host link to sit on (default: the default route's)",
@@ -117,6 +119,8 @@ def parse_nic(text: str) -> NicRequest:
     def one(key: str) -> str:
         return given.get(key, [""])[0]
 
+    from provisioner.actions.request import NicRequest
+
     return NicRequest(
         mode=MacvtapMode.parse(one("mode") or "bridge"),
         parent=one("parent"),
@@ -139,6 +143,8 @@ def first_nic(
     """The NIC that the plain options describe; None where none of them is given."""
     if not (mode or parent or ip or gateway or dns or mac or mtu):
         return None
+    from provisioner.actions.request import NicRequest
+
     return NicRequest(mode or MacvtapMode.BRIDGE, parent or "", "", mac, mtu, parse_addressing(ip, gateway, dns))
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 import re
-import secrets
 
 from provisioner.errors import Usage
 
@@ -63,7 +62,7 @@ class Mac(str):
     @classmethod
     def random(cls) -> Mac:
         """A new address with QEMU's prefix; three random bytes. The caller checks that it is free."""
-        return cls(f"{_QEMU_PREFIX}:{secrets.token_bytes(3).hex(':')}")
+        return cls(f"{_QEMU_PREFIX}:{os.urandom(3).hex(':')}")
 
     @property
     def digits(self) -> str:
@@ -81,10 +80,16 @@ def shim_name(parent: str) -> str:
     name = SHIM_PREFIX + parent
     if len(name) <= INTERFACE_NAME_MAX:
         return name
-    return SHIM_PREFIX + hashlib.sha256(parent.encode()).hexdigest()[: INTERFACE_NAME_MAX - len(SHIM_PREFIX)]
+    return SHIM_PREFIX + _sha256(parent.encode()).hex()[: INTERFACE_NAME_MAX - len(SHIM_PREFIX)]
 
 
 def shim_mac(parent_mac: str) -> Mac:
     """A MAC for the shim that is the same each time: derived from the parent's, locally administered, unicast."""
-    digest = hashlib.sha256(b"macvm shim " + parent_mac.lower().encode()).digest()
+    digest = _sha256(b"macvm shim " + parent_mac.lower().encode())
     return Mac(bytes([(digest[0] & 0xFC) | 0x02, *digest[1:6]]).hex(":"))
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib  # with it comes OpenSSL's library, which `macvm list` can do without
+
+    return hashlib.sha256(data).digest()
