@@ -144,13 +144,15 @@ class Hypervisor:
 
     def machines(self) -> list[FoundMachine]:
         """Every domain, macvm's or not, by name: one call for all states, one XML for each."""
-        found = []
+        shown = []
         with _translated("to list its domains"):
             for domain, facts in self.open().getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                 state = _STATES.get(facts.get("state.state"), "unknown")
                 # Deleted in between by someone else: no longer one of them.
                 with contextlib.suppress(NotFound), _translated("to show a domain"):
-                    found.append(found_machine(domain.XMLDesc(), state))
+                    shown.append((domain.XMLDesc(), state))
+        # Parsed when all have come: in between, the event loop's thread would wait for the interpreter at each of them.
+        found = [found_machine(xml, state) for xml, state in shown]
         return sorted(found, key=lambda machine: machine.name)
 
     def find(self, name: str) -> FoundMachine | None:
