@@ -107,7 +107,9 @@ def _check_passthrough(host: Links, parent: Link, mode: MacvtapMode) -> None:
 def _check_expendable(parent: Link) -> None:
     """Passthrough cuts the host off from its parent while the guest runs."""
     losses = [str(interface) for interface in netlink.addresses(parent.index)]
-    losses += [f"the route to {route.destination}" for route in netlink.routes() if route.device == parent.index]
+    # Every link that is up has a route to fe80::/64: that one is no use of it.
+    routes = [route for route in netlink.routes() if not route.destination.is_link_local]
+    losses += [f"the route to {route.destination}" for route in routes if route.device == parent.index]
     if losses:
         raise Unable(
             f"passthrough would cut this host off from {parent.name}, which has {', '.join(losses[:4])}",
