@@ -17,6 +17,7 @@ from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
 from provisioner.host import disks, links
 from provisioner.host.journal import Work
 from provisioner.model.names import check_name
+from provisioner.model.nic import check_usable
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ def _moved(
     if by and (moved == interface or (length < interface.max_prefixlen and moved.network != interface.network)):
         hint = "choose a lower first address, or fewer machines"
         raise Usage(f"{interface.network} ends before the {by + 1}th address after {interface.ip}", hint)
+    check_usable(moved)
     return moved
 
 

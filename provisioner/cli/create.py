@@ -79,7 +79,7 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
     with looking() if dry_run else changing() as (context, options):
         if not given["ssh_keys"] and context.settings.ssh_key:
             given["ssh_keys"] = [Path(context.settings.ssh_key).expanduser()]
-        request = _request(name or machines.unused_name(context), **given)
+        request = _request(machines.unused_name(context) if name is None else name, **given)
         _check_wait(request, wait_for, console)
         requests = [request] if count is None else machines.numbered(request, count)
         if dry_run:
