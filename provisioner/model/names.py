@@ -21,8 +21,7 @@ _QEMU_PREFIX = "52:54:00"
 
 def printable(text: str, limit: int = 40) -> str:
     """`text` as it may stand in a message: no control or direction-changing characters, and not without end."""
-    safe = text.encode("ascii", "backslashreplace").decode() if not text.isprintable() else text
-    return repr(safe if len(safe) <= limit else safe[:limit] + "…")
+    return repr(text if len(text) <= limit else text[:limit] + "…")
 
 
 def check_name(text: str, what: str = "name") -> str:
