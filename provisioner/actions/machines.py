@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from provisioner.actions import images, power, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
 from provisioner.actions.request import CreateRequest
+from provisioner.actions.undo import Undo, carry_out
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
 from provisioner.host import disks, links
@@ -85,56 +85,31 @@ def create(context: Context, request: CreateRequest) -> Created:
     Raises Problems from the plan, and what libvirt, the kernel or the disk refuse.
     """
     context.require_local_root("creating a VM")
-    return carry_out(context, make_plan(context, request))
+    return _begin(context, make_plan(context, request))
 
 
-def carry_out(context: Context, plan: Plan) -> Created:
+def _begin(context: Context, plan: Plan) -> Created:
     """The second half of `create`: everything that changes something."""
     machine = plan.machine
     remains = Remains(machine.name, machine.uuid, plan.routes)
     macs = [nic.mac for nic in machine.nics]
-    work = context.journal.begin("create", machine.name, machine.uuid, remains.facts(), macs, plan.leases)
-    failed: list[MacvmError] = []
-    try:
-        with ExitStack() as undo:
-            notes = _steps(context, plan, work, undo, failed)
-            undo.pop_all()
-    except BaseException as error:
-        if failed:
-            work.leave()
-            said = "; ".join(problem.message for problem in failed)
-            raise PartlyDone(f"{error}; undoing it failed too: {said}", "then: macvm gc") from error
-        work.close()
-        raise
-    work.close()
+    told: dict[str, str] = {nic.mac: nic.to_json() for nic in machine.nics}
+    work = context.journal.begin("create", machine.name, machine.uuid, remains.facts(), macs, plan.leases, told)
+    notes = carry_out(work, lambda undo: _steps(context, plan, work, undo))
     return Created(machine.name, machine.uuid, (*plan.notes, *notes))
 
 
-def _steps(context: Context, plan: Plan, work: Work, undo: ExitStack, failed: list[MacvmError]) -> list[str]:
-    """Each step's undo is registered before it begins, for it may fail half way; all take "not there" as done."""
+def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
     machine, hypervisor = plan.machine, context.hypervisor
-
-    def undo_with(action: Callable[[], object]) -> None:
-        def attempt() -> None:
-            # A domain that could not be removed may still need its disk and address: `gc` goes on from here.
-            if failed:
-                return
-            try:
-                action()
-            except MacvmError as error:
-                failed.append(error)
-
-        undo.callback(attempt)
-
-    undo_with(lambda: shims.release(context, plan.routes))
-    undo_with(lambda: context.store.release(machine.uuid))
+    undo.then(lambda: shims.release(context, plan.routes))
+    undo.then(lambda: context.store.release(machine.uuid))
     with work.step("disk"):
-        undo_with(lambda: remove_files(context, machine.uuid))
+        undo.then(lambda: remove_files(context, machine.uuid))
         _make_disk(context, plan)
     with work.step("seed"):
         _make_seed(context, plan)
     with work.step("define"):
-        undo_with(lambda: remove_domain(context, machine.name, machine.uuid))
+        undo.then(lambda: remove_domain(context, machine.name, machine.uuid))
         hypervisor.define(plan.xml, machine.name)
     notes: list[str] = []
     if plan.start:
@@ -143,7 +118,7 @@ def _steps(context: Context, plan: Plan, work: Work, undo: ExitStack, failed: li
             links.warm_up()
             hypervisor.start(machine.uuid, machine.name, paused=True)
         with work.step("nics"):
-            power.prepare_nics(context, machine.uuid, machine.nics)
+            power.prepare_nics(context, machine.uuid)
         with work.step("routes"):
             notes = shims.ensure(context, plan.routes)
         with work.step("resume"):

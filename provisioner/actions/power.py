@@ -30,9 +30,6 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
         if machine.state == "running":
             notes.append(f"{machine.name} is running already")
             continue
-        if machine.marks is None:
-            _start_plainly(context, machine)
-            continue
         if machine.state not in ("paused", "suspended"):
             _check_before_start(context, machine)
         work = context.journal.begin("start", machine.name, machine.uuid, {})
@@ -44,13 +41,6 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
             raise
         work.close()
     return notes
-
-
-def _start_plainly(context: Context, machine: FoundMachine) -> None:
-    if machine.state == "paused":
-        context.hypervisor.resume(machine.uuid, machine.name)
-    else:
-        context.hypervisor.start(machine.uuid, machine.name, paused=False)
 
 
 def _power_off_again(context: Context, machine: FoundMachine) -> None:
@@ -82,12 +72,12 @@ def finish_start(context: Context, uuid: str) -> None:
     context.hypervisor.resume(uuid, uuid)
 
 
-def prepare_nics(context: Context, uuid: str, nics: Sequence[Nic] = ()) -> None:
-    """Sets the host state of a started machine's macvtaps. `nics` where the wanted MTUs are known."""
-    mtus = {nic.mac: nic.mtu for nic in nics}
+def prepare_nics(context: Context, uuid: str) -> None:
+    """Sets the host state of a started machine's macvtaps, of those that macvm attached to others' machines too."""
+    told = context.store.told_of(uuid)
     for found in context.hypervisor.get(uuid).nics:
-        if found.kind == "direct" and found.device:
-            links.prepare_nic(found.device, mtus.get(found.mac))
+        if found.kind == "direct" and found.mac in told:
+            links.prepare_nic(found.device, Nic.from_json(told[found.mac]).mtu)
 
 
 def _check_before_start(context: Context, machine: FoundMachine) -> None:

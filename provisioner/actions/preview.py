@@ -5,14 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-from provisioner.actions import images, shims
+from provisioner.actions import images, nic_changes, nics, shims
 from provisioner.actions.plan import Plan, make_plan
-from provisioner.actions.request import CreateRequest
+from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.wiring import guest_routes
 from provisioner.context import Context
 from provisioner.errors import NotFound, Unable
 from provisioner.host import links, netlink
 from provisioner.model.machine import FoundMachine
 from provisioner.model.names import shim_name
+from provisioner.model.nic_xml import nic_xml
 
 Maker = Callable[[Context, Sequence[str]], list[str]]
 
@@ -79,6 +81,45 @@ def shim_lines(route: shims.GuestRoute) -> list[str]:
     whole = f"{route.address}/{route.address.max_prefixlen}"
     route_words = f"{family} route add {whole} dev {name} src {source} proto {links.PROTOCOL}"
     return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
+
+
+def attach(context: Context, name: str, wanted: NicRequest, options: nics.AttachOptions) -> list[str]:
+    machine, nic, (live, config), notes = nics.plan_attach(context, name, wanted, options)
+    lines = [f"# NIC.xml: {nic_xml(nic, trust=options.trust)}"]
+    if live:
+        lines.append(f"virsh attach-device {machine.name} NIC.xml --live")
+        lines += _nic_lines(nic.device, nic.mtu) if nic.direct else []
+    if config:
+        lines.append(f"virsh attach-device {machine.name} NIC.xml --config")
+    for route in guest_routes(nic) if live and options.shim else ():
+        lines += [line for line in shim_lines(route) if line not in lines]
+    return [*lines, *(f"# note: {note}" for note in notes)]
+
+
+def detach(context: Context, name: str, wanted: str, scope: nics.Scope) -> list[str]:
+    machine, nic, (live, config) = nics.plan_detach(context, name, wanted, scope)
+    halves = " ".join(["--live"] * live + ["--config"] * config)
+    return [f"virsh detach-interface {machine.name} {nic.kind} --mac {nic.mac} {halves}"]
+
+
+def change(context: Context, name: str, wanted: str | None, asked: nic_changes.Change) -> list[str]:
+    plan = nic_changes.plan_change(context, name, wanted, asked)
+    machine, found, after = plan.machine.name, plan.found, plan.after
+    lines = []
+    rewired = after.wiring != plan.before.wiring
+    if plan.replug:
+        lines.append(f"virsh detach-interface {machine} direct --mac {found.mac} --live")
+        lines.append(f"virsh attach-device {machine} NIC.xml --live  # the same, {after.wiring}")
+    elif rewired and plan.live:
+        lines.append(f"ip link set {found.device} type macvtap mode {links.kernel_mode(after.mode)}")
+    if rewired and plan.config:
+        lines.append(f"virsh update-device {machine} NIC.xml --config  # the same, {after.wiring}")
+    for half, there in (("--live", plan.live), ("--config", plan.config)):
+        if asked.link and there:
+            lines.append(f"virsh domif-setlink {machine} {found.mac} {asked.link} {half}".removesuffix(" --live"))
+    for route in guest_routes(after) if plan.live and asked.addressing is not None else ():
+        lines += shim_lines(route)
+    return lines
 
 
 def _machines(context: Context, names: Sequence[str]) -> list[FoundMachine]:

@@ -1,16 +1,17 @@
 """What a killed macvm left unfinished: undone, or finished, by the next command that changes something, or by `gc`.
 
-One look is not enough. A libvirt call whose client died can still take effect a second later, so a define that was
-intended and is not to be seen keeps its row, with UUID, MACs and leases, until a look at least a minute later, or until
-libvirt's daemon has been restarted since.
+One look is not enough. A libvirt call whose client died can still take effect a second later, so a define or an attach
+that was intended and is not to be seen keeps its row, with UUID, MACs and leases, until a look at least a minute later,
+or until libvirt's daemon has been restarted since.
 """
 
 from __future__ import annotations
 
-from provisioner.actions import power
+from provisioner.actions import nic_changes, nics, power
 from provisioner.actions.removal import Remains, remove_all
 from provisioner.context import Context
 from provisioner.host.journal import Unfinished, Work
+from provisioner.model.names import Mac
 
 #: Seconds between the first look and the one that settles it.
 GRACE = 60.0
@@ -33,20 +34,46 @@ def recover(context: Context) -> list[str]:
 
 def _settle(context: Context, row: Unfinished, work: Work) -> str:
     what = f"{row.action} {row.machine}, begun {row.began}"
+    if _is_uncertain(context, row):
+        work.keep_uncertain(context.clock(), context.hypervisor.daemon())
+        return f"uncertain: {what}: libvirt may still carry it out; macvm gc settles it in a minute"
+    if row.action in ("create", "delete"):
+        # Closes the row itself, or leaves it where something remains.
+        remove_all(context, work, Remains.read(row.machine, row.uuid, row.facts))
+    else:
+        _settle_one_machine(context, row, work)
+        work.close()
+    return f"{'finished' if row.action in ('start', 'delete', 'detach') else 'undid'}: {what}"
+
+
+def _settle_one_machine(context: Context, row: Unfinished, work: Work) -> None:
+    machine = context.hypervisor.find(row.uuid)
+    if machine is None:
+        # Deleted since, and what it held with it.
+        return
     if row.action == "start":
         power.finish_start(context, row.uuid)
-        work.close()
-        return f"finished: {what}"
-    if row.action == "create" and _is_uncertain(context, row):
-        daemon = context.hypervisor.daemon()
-        work.keep_uncertain(context.clock(), daemon)
-        return f"uncertain: {what}: libvirt may still define it; macvm gc settles it in a minute"
-    remove_all(context, work, Remains.read(row.machine, row.uuid, row.facts))
-    return f"{'undid' if row.action == 'create' else 'finished'}: {what}"
+        return
+    mac, facts = Mac(row.facts["mac"]), row.facts
+    routes = list(Remains.read(row.machine, row.uuid, facts).routes)
+    if row.action == "set":
+        nic_changes.put_back(context, machine, mac, facts, work)
+    else:
+        halves = (facts.get("live", True), facts.get("config", True))
+        nics.take_away(context, machine, mac, halves, routes, work)
 
 
 def _is_uncertain(context: Context, row: Unfinished) -> bool:
-    if row.steps.get("define") != "intended" or context.hypervisor.state(row.uuid) is not None:
+    """Whether a call was intended whose effect is not to be seen, and may yet come."""
+    intended = {step for step, state in row.steps.items() if state == "intended"}
+    if row.action == "create":
+        pending = "define" in intended and context.hypervisor.state(row.uuid) is None
+    elif row.action == "attach" and context.hypervisor.state(row.uuid) is not None:
+        live, saved = nics.seen(context, row.uuid, Mac(row.facts["mac"]))
+        pending = ("live" in intended and not live) or ("saved" in intended and not saved)
+    else:
+        pending = False
+    if not pending:
         return False
     if row.looked is None:
         return True

@@ -29,7 +29,10 @@ class AddressView:
 
 @dataclass(frozen=True)
 class NicView:
-    """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where it is not running or not direct."""
+    """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where it is not running or not direct.
+
+    `link` is the guest's carrier as libvirt has it, `carrier` the host device's, None where there is none.
+    """
 
     mac: str
     mode: str | None
@@ -39,6 +42,7 @@ class NicView:
     device: str | None
     model: str | None
     link: str
+    carrier: bool | None
     addresses: tuple[AddressView, ...]
 
 
@@ -135,6 +139,7 @@ def _nic_view(nic: FoundNic, leases: Iterable[Lease], link: Link | None) -> NicV
         device=nic.device or None,
         model=nic.model or None,
         link=nic.link,
+        carrier=link.carrier if link else None,
         addresses=tuple(AddressView(lease.address, "lease", lease.since) for lease in leases),
     )
 
@@ -145,7 +150,7 @@ def _from_store(context: Context, leases: dict[str, list[Lease]]) -> tuple[Machi
     views = []
     for uuid, name in sorted(store.machines().items(), key=lambda item: item[1]) if store else ():
         nics = tuple(
-            NicView(mac, None, None, held[0].parent or None, None, None, None, "unknown",
+            NicView(mac, None, None, held[0].parent or None, None, None, None, "unknown", None,
                     tuple(AddressView(lease.address, "lease", lease.since) for lease in held))
             for mac, held in sorted(leases.items())
             if held[0].owner == uuid

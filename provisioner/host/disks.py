@@ -213,6 +213,38 @@ def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -
         os.fchown(file.fileno(), *owner)
 
 
+def replace_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
+    """Puts a new seed in the place of an old one, whole or not at all; a guest that runs goes on seeing the old one."""
+    new = path.with_name(f".{path.name}.new")
+    new.unlink(missing_ok=True)
+    try:
+        write_seed(new, files, owner)
+        new.rename(path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def read_seed(path: Path) -> dict[str, bytes]:
+    """The files of a seed that macvm wrote. Raises NotFound."""
+    import pycdlib
+
+    if not path.is_file():
+        raise NotFound(f"there is no seed {path}", "it was removed behind macvm's back")
+    iso = pycdlib.PyCdlib()
+    iso.open(str(path))
+    found: dict[str, bytes] = {}
+    try:
+        for folder, _, names in iso.walk(joliet_path="/"):
+            for name in names:
+                content = io.BytesIO()
+                joined = f"{folder.rstrip('/')}/{name}"
+                iso.get_file_from_iso_fp(content, joliet_path=joined)
+                found[joined.lstrip("/")] = content.getvalue()
+    finally:
+        iso.close()
+    return found
+
+
 def _iso(files: Mapping[str, bytes]) -> bytes:
     import pycdlib
 

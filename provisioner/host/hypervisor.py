@@ -1,7 +1,7 @@
 """libvirt, and the only importer of it: error codes become our errors, and no call waits for ever.
 
-The event loop is registered before the connection is opened, and runs in a thread: without it keepalive cannot break a call
-that hangs in a stopped daemon.
+The event loop is registered before the connection is opened, and runs in a thread: without it keepalive cannot break a
+call that hangs in a stopped daemon.
 """
 
 from __future__ import annotations
@@ -91,6 +91,10 @@ def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
         return HypervisorFailed(f"libvirt stopped answering while {doing}", hint)
     kind, hint = _OUR_ERRORS.get(error.get_error_code(), (HypervisorFailed, "journalctl -u libvirtd says more"))
     return kind(f"libvirt refused {doing}: {message}", hint)
+
+
+class NoSlot(Unable):
+    """The machine has no room for another device."""
 
 
 class Hypervisor:
@@ -271,6 +275,81 @@ class Hypervisor:
         """The saved definition's XML, secrets left out."""
         with _translated("to show a definition"):
             return str(self._domain(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+    # NICs
+
+    def saved(self, uuid: str) -> FoundMachine:
+        """A machine as its definition has it."""
+        return found_machine(self.definition(uuid))
+
+    def live_definition(self, uuid: str) -> str:
+        """The XML of a machine as it runs; the saved one where it does not."""
+        with _translated("to show a machine"):
+            return str(self._domain(uuid).XMLDesc())
+
+    def is_persistent(self, uuid: str) -> bool:
+        with _translated("to tell whether a machine is saved"):
+            return bool(self._domain(uuid).isPersistent())
+
+    def attach_nic(self, uuid: str, name: str, xml: str, *, live: bool) -> None:
+        """To the running machine, or with `live` False to its definition. Raises NoSlot."""
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        with _translated(f"to attach a NIC to {name}"):
+            try:
+                self._domain(uuid).attachDeviceFlags(xml, flags)
+            except libvirt.libvirtError as error:
+                if "No more available PCI slots" in str(error):
+                    raise NoSlot(f"{name} has no free slot for another NIC") from error
+                raise
+
+    def update_nic(self, uuid: str, name: str, xml: str, *, live: bool) -> None:
+        """Changes the NIC with the same MAC. Live, libvirt changes hardly more than its link state."""
+        flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        with _translated(f"to change a NIC of {name}"):
+            self._domain(uuid).updateDeviceFlags(xml, flags)
+
+    def detach_nic_saved(self, uuid: str, name: str, xml: str) -> None:
+        """From the definition; gone already is fine."""
+        with _translated(f"to detach a NIC of {name}"):
+            try:
+                self._domain(uuid).detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != libvirt.VIR_ERR_DEVICE_MISSING:
+                    raise
+
+    def detach_nic_live(self, uuid: str, name: str, xml: str, alias: str, timeout: float) -> bool:
+        """From the running machine: True once libvirt has said that the device is gone, False when the guest did not
+        let go within `timeout` seconds. libvirt's call succeeds in both cases."""
+        gone = threading.Event()
+
+        def removed(_connection: object, _domain: object, device: str, _opaque: object) -> None:
+            if device == alias:
+                gone.set()
+
+        with _translated(f"to detach a NIC of {name}"):
+            domain, connection = self._domain(uuid), self.open()
+            event = connection.domainEventRegisterAny(domain, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed, None)
+            try:
+                domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_DEVICE_MISSING:
+                    return True
+                if "already in the process of unplug" not in str(error):
+                    raise
+            finally:
+                waited = gone.wait(timeout)
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.domainEventDeregisterAny(event)
+        return waited
+
+    def agent(self, uuid: str, command: str, timeout: int = 2) -> str | None:
+        """The guest agent's answer to one command, both JSON; None where none answers within `timeout` seconds."""
+        import libvirt_qemu
+
+        try:
+            return str(libvirt_qemu.qemuAgentCommand(self._domain(uuid), command, timeout, 0))
+        except libvirt.libvirtError:
+            return None
 
     def wait_until_off(self, uuid: str, timeout: float, *, every: Callable[[], None] | None = None) -> bool:
         """True once the domain is off or gone, False after `timeout` seconds. `every` is called between looks."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioner.host import locks
-from provisioner.host.store import Store, claim_in, now
+from provisioner.host.store import NOTHING_TOLD, LeaseClaim, Store, claim_in, now
 
 #: The bytes below are for named locks.
 _FIRST_BYTE = 1024
@@ -112,11 +112,12 @@ class Journal:
         uuid: str,
         facts: Mapping[str, Any],
         macs: Iterable[str] = (),
-        leases: Iterable[tuple[str, str, str, str]] = (),
+        leases: Iterable[LeaseClaim] = (),
+        told: Mapping[str, str] = NOTHING_TOLD,
     ) -> Work:
         """Opens a row, together with the claims that the work begins with: both or neither. Raises Taken."""
         with self.store.change() as db:
-            claim_in(db, uuid, machine, macs, leases)
+            claim_in(db, uuid, machine, macs, leases, told)
             sql = "INSERT INTO journal (action, machine, uuid, facts, began, boot, clock) VALUES (?, ?, ?, ?, ?, ?, ?)"
             values = (action, machine, uuid, json.dumps(facts), now(), boot_id(), self.clock())
             row = db.execute(sql, values).lastrowid

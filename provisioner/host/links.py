@@ -1,6 +1,6 @@
-"""Changes links, routes, neighbours and their sysctls: the only importer of pyroute2. What is there, `host.netlink` reads.
+"""Changes links, routes, neighbours and their sysctls: the only importer of pyroute2. `host.netlink` reads them.
 
-Everything made here carries macvm's mark, an `ifalias` or macvm's own route protocol, and only what carries it is removed.
+Everything made here carries macvm's mark, an `ifalias` or macvm's own route protocol; only what carries it is removed.
 """
 
 from __future__ import annotations
@@ -95,17 +95,28 @@ def remove(link: Link) -> None:
 
 
 def prepare_nic(device: str, mtu: int | None) -> None:
-    """Host state of a guest's macvtap: multicast is let through to the guest, and the host itself takes no address on it.
+    """Host state of a guest's macvtap: multicast is let through to the guest, and the host takes no address on it.
 
     Without allmulticast neither IPv6 nor multicast reaches the guest. Lost with the device at every stop.
     """
     sysctl(f"net/ipv6/conf/{device}/disable_ipv6", "1")
     with _kernel(f"prepare {device}") as ip:
-        found = ip.link_lookup(ifname=device)
-        if not found:
-            raise NotFound(f"there is no link {device} on this host", "was the VM stopped meanwhile?")
         change = {"mtu": mtu} if mtu else {}
-        ip.link("set", index=found[0], flags=_ALLMULTI, change=_ALLMULTI, **change)
+        ip.link("set", index=_index(ip, device), flags=_ALLMULTI, change=_ALLMULTI, **change)
+
+
+def set_mode(device: str, mode: MacvtapMode) -> None:
+    """Changes a running macvtap's mode: bridge, vepa and private among one another; the kernel refuses passthrough."""
+    with _kernel(f"set {device} to mode {mode.value}") as ip:
+        index = _index(ip, device)
+        ip.link("set", index=index, kind="macvtap", macvtap_mode=kernel_mode(mode))
+
+
+def _index(ip: Any, device: str) -> int:
+    found = ip.link_lookup(ifname=device)
+    if not found:
+        raise NotFound(f"there is no link {device} on this host", "was the VM stopped meanwhile?")
+    return int(found[0])
 
 
 def _family(address: Address) -> int:
@@ -125,7 +136,8 @@ def add_route(address: Address, device: Link, source: Address) -> None:
 def remove_route(address: Address, device: int) -> None:
     """Gone already is fine."""
     with contextlib.suppress(NotFound), _kernel(f"remove the route to {address}") as ip:
-        ip.route("del", oif=device, proto=PROTOCOL, **_host_route(address))
+        # RT_SCOPE_NOWHERE matches any scope; the default, universe, would match no link-scoped route.
+        ip.route("del", oif=device, proto=PROTOCOL, scope=255, **_host_route(address))
 
 
 def set_neighbour(address: Address, device: Link, mac: str) -> None:

@@ -1,7 +1,8 @@
-"""Reads the kernel's links, addresses, routes and neighbours: one rtnetlink dump each over the standard library's socket.
+"""Reads the kernel's links, addresses, routes and neighbours: one rtnetlink dump each over the standard library's
+socket.
 
-pyroute2 takes 95 ms to import, which no command that only looks should pay. Layouts: linux/rtnetlink.h, linux/if_link.h,
-linux/neighbour.h.
+pyroute2 takes 95 ms to import, which no command that only looks should pay. Layouts: linux/rtnetlink.h,
+linux/if_link.h, linux/neighbour.h.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class NetlinkFailed(MacvmError):
 
 @dataclass(frozen=True)
 class Link:
-    """A network link. `mode` is a macvlan's or macvtap's, in libvirt's spelling; `lower` the index of the link it sits on
-    (0: none, or in another namespace); `enslaved_to` the index of the bridge or bond it is a port of."""
+    """A network link. `mode` is a macvlan's or macvtap's, in libvirt's spelling; `lower` the index of the link it sits
+    on (0: none, or in another namespace); `enslaved_to` the index of the bridge or bond it is a port of."""
 
     index: int
     name: str

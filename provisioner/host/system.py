@@ -1,4 +1,4 @@
-"""Small facts of this host, and of the user who called: memory, processors, name servers, SSH keys, ping, password hashes."""
+"""Small facts of this host, and of the user who called: memory, name servers, SSH keys, ping, password hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def memory_total() -> int:
 
 
 def name_servers() -> tuple[Address, ...]:
-    """The host's DNS servers that a guest can ask too: systemd-resolved's stub on the loopback is replaced by its own."""
+    """The host's DNS servers that a guest can ask too: for systemd-resolved's stub on the loopback, those behind it."""
     for path in ("/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"):
         with contextlib.suppress(OSError):
             found = _servers(Path(path).read_text(errors="replace"))

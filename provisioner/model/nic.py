@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import ipaddress
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -77,6 +78,35 @@ class Nic:
     @property
     def device(self) -> str:
         return self.mac.device if self.direct else ""
+
+    def to_json(self) -> str:
+        """For the store: what `from_json` makes a NIC of again."""
+        told = self.addressing
+        facts = {
+            "mac": self.mac,
+            "mode": self.mode.value,
+            "parent": self.parent,
+            "libvirt_network": self.libvirt_network,
+            "model": self.model,
+            "mtu": self.mtu,
+            "static": [str(interface) for interface in told.static],
+            "dhcp": told.dhcp,
+            "gateways": [str(gateway) for gateway in told.gateways],
+            "dns": [str(server) for server in told.dns],
+        }
+        return json.dumps(facts)
+
+    @classmethod
+    def from_json(cls, text: str) -> Nic:
+        facts = json.loads(text)
+        told = Addressing(
+            static=tuple(ipaddress.ip_interface(word) for word in facts.pop("static")),
+            dhcp=facts.pop("dhcp"),
+            gateways=tuple(ipaddress.ip_address(word) for word in facts.pop("gateways")),
+            dns=tuple(ipaddress.ip_address(word) for word in facts.pop("dns")),
+        )
+        mac, mode = Mac(facts.pop("mac")), MacvtapMode(facts.pop("mode"))
+        return cls(mac=mac, mode=mode, addressing=told, **facts)
 
     @property
     def wiring(self) -> str:

@@ -1,0 +1,333 @@
+"""Attaching, detaching and changing NICs of any libvirt domain, running or not."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, replace
+
+from provisioner.actions import guest, shims, views
+from provisioner.actions.nic_names import choose_nic
+from provisioner.actions.request import NicRequest
+from provisioner.actions.undo import Undo, carry_out
+from provisioner.actions.views import NicView
+from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
+from provisioner.context import Context
+from provisioner.errors import PartlyDone, TimeUp, Unable, Usage
+from provisioner.host import links
+from provisioner.host.hypervisor import NoSlot
+from provisioner.host.journal import Work
+from provisioner.host.store import Lease
+from provisioner.model.machine import FoundMachine, FoundNic
+from provisioner.model.names import Mac
+from provisioner.model.nic import Addressing, Nic
+from provisioner.model.nic_xml import (
+    address_is_free,
+    alias_of,
+    count_slots,
+    find_nic_xml,
+    nic_xml,
+    with_link,
+)
+
+#: Seconds that a guest may take to let go of a NIC.
+DETACH_TIMEOUT = 10.0
+
+
+class Scope(enum.Enum):
+    """Where a change applies, in virsh's words."""
+
+    BOTH = "both"
+    LIVE = "live"
+    CONFIG = "config"
+    CURRENT = "current"
+
+    def halves(self, machine: FoundMachine, persistent: bool) -> tuple[bool, bool]:
+        """Whether the running machine changes, and whether its definition does. Raises Usage where that cannot be."""
+        running = machine.state not in ("off", "crashed")
+        if self is Scope.LIVE and not running:
+            raise Usage(f"{machine.name} is off: there is nothing live to change", "leave --live out, or start it")
+        if self is Scope.CONFIG and not persistent:
+            raise Usage(f"{machine.name} is transient: it has no definition to change", "leave --config out")
+        live = running and self in (Scope.BOTH, Scope.LIVE, Scope.CURRENT)
+        config = persistent and (self in (Scope.BOTH, Scope.CONFIG) or (self is Scope.CURRENT and not running))
+        return live, config
+
+
+@dataclass(frozen=True)
+class NicChange:
+    """What became of one NIC. `reason` says why its address, if one was asked for, was not applied in the guest."""
+
+    machine: str
+    mac: Mac
+    nic: NicView | None
+    live: bool
+    config: bool
+    applied_in_guest: bool
+    reason: str
+    notes: tuple[str, ...] = ()
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class AttachOptions:
+    scope: Scope = Scope.BOTH
+    model: str = "virtio"
+    trust: bool = False
+    shim: bool = True
+    take_parent: bool = False
+
+
+def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptions) -> NicChange:
+    """Adds a NIC; a failure half way leaves neither the live nor the saved half.
+
+    Raises NotFound, Problems, Unable for a machine without a free slot, Taken, HypervisorFailed.
+    """
+    require_rights(context, wanted.addressing)
+    links.warm_up()
+    machine, nic, (live, config), notes = plan_attach(context, name, wanted, options)
+    leases = leases_of(nic, shim=options.shim)
+    told: dict[str, str] = {nic.mac: nic.to_json()}
+    facts = {"mac": nic.mac, "routes": [[str(r.address), r.mac, r.parent] for r in guest_routes(nic)]}
+    work = context.journal.begin("attach", machine.name, machine.uuid, facts, [nic.mac], leases, told)
+    carry_out(work, lambda undo: _attach_steps(context, machine, nic, options, (live, config), work, undo))
+    return report(context, machine, nic, live, config, notes)
+
+
+def plan_attach(
+    context: Context, name: str, wanted: NicRequest, options: AttachOptions
+) -> tuple[FoundMachine, Nic, tuple[bool, bool], list[str]]:
+    """The machine, the NIC as it will be, the halves that change, and notes. Changes nothing. Raises Problems."""
+    machine = context.hypervisor.get(name)
+    halves = options.scope.halves(machine, context.hypervisor.is_persistent(machine.uuid))
+    findings = Findings()
+    there = Surroundings.look(context)
+    shim, take = options.shim, options.take_parent
+    nics = plan_nics(context, [wanted], there, findings, start=halves[0], shim=shim, take_parent=take)
+    findings.finish()
+    return machine, replace(nics[0], model=options.model), halves, findings.notes
+
+
+def _attach_steps(
+    context: Context,
+    machine: FoundMachine,
+    nic: Nic,
+    options: AttachOptions,
+    halves: tuple[bool, bool],
+    work: Work,
+    undo: Undo,
+) -> None:
+    live, config = halves
+    routes = guest_routes(nic) if options.shim and live else []
+    undo.then(lambda: shims.release(context, routes))
+    undo.then(lambda: context.store.release_mac(nic.mac))
+    if live:
+        with work.step("live"):
+            undo.then(lambda: _remove_live(context, machine, nic.mac))
+            shims.give_way(context, nic.parent, nic.mode)
+            # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
+            _attach(context, machine, nic_xml(nic, link="down", trust=options.trust), live=True)
+            if nic.direct:
+                links.prepare_nic(nic.device, nic.mtu)
+    if config:
+        with work.step("saved"):
+            undo.then(lambda: _remove_saved(context, machine, nic.mac))
+            _attach(context, machine, _saved_xml(context, machine, nic, options.trust), live=False)
+    if live:
+        with work.step("link"):
+            xml = with_link(_live_nic(context, machine, nic.mac), "up")
+            context.hypervisor.update_nic(machine.uuid, machine.name, xml, live=True)
+        with work.step("routes"):
+            shims.ensure(context, routes)
+    if config:
+        with work.step("seed"):
+            undo.then(lambda: rewrite_seed(context, machine))
+            rewrite_seed(context, machine)
+
+
+def _attach(context: Context, machine: FoundMachine, xml: str, *, live: bool) -> None:
+    try:
+        context.hypervisor.attach_nic(machine.uuid, machine.name, xml, live=live)
+    except NoSlot as error:
+        text = context.hypervisor.live_definition(machine.uuid) if live else context.hypervisor.definition(machine.uuid)
+        slots = count_slots(text)
+        if slots.machine_type == "q35":
+            hint = "detach one, or while it is off add <controller type='pci' model='pcie-root-port'/>: virsh edit"
+        else:
+            hint = "detach one, or make the machine a q35, whose root ports can be added to"
+        raise Unable(
+            f"{machine.name} has no free slot for another NIC: a {slots.machine_type} machine with {slots.slots} slots "
+            f"for hot-plugged devices, {slots.taken} taken",
+            hint,
+        ) from error
+
+
+def _saved_xml(context: Context, machine: FoundMachine, nic: Nic, trust: bool) -> str:
+    """In the slot that the running machine gave it, where the definition has that free: the guest then sees the same
+    NIC after a restart."""
+    xml = nic_xml(nic, trust=trust)
+    running = find_nic_xml(context.hypervisor.live_definition(machine.uuid), nic.mac)
+    if running and address_is_free(context.hypervisor.definition(machine.uuid), running):
+        return nic_xml(nic, trust=trust, address_from=running)
+    return xml
+
+
+def _live_nic(context: Context, machine: FoundMachine, mac: Mac) -> str:
+    found = find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac)
+    if found is None:
+        raise Unable(f"{machine.name} does not have the NIC {mac} any more", "somebody else detached it")
+    return found
+
+
+def _remove_live(context: Context, machine: FoundMachine, mac: Mac) -> None:
+    if context.hypervisor.state(machine.uuid) in (None, "off", "crashed"):
+        return
+    if not detach_running(context, machine, mac, DETACH_TIMEOUT):
+        raise TimeUp(f"the guest {machine.name} does not let go of {mac}", "then: macvm gc")
+
+
+def _remove_saved(context: Context, machine: FoundMachine, mac: Mac) -> None:
+    found = find_nic_xml(context.hypervisor.definition(machine.uuid), mac)
+    if found:
+        context.hypervisor.detach_nic_saved(machine.uuid, machine.name, found)
+
+
+def detach_running(context: Context, machine: FoundMachine, mac: Mac, timeout: float) -> bool:
+    """True when the guest has let go, which is looked at, not believed. Gone already is fine."""
+    found = find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac)
+    if found is None:
+        return True
+    alias = alias_of(found)
+    context.hypervisor.detach_nic_live(machine.uuid, machine.name, found, alias, timeout)
+    return find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac) is None
+
+
+def rewrite_seed(context: Context, machine: FoundMachine) -> None:
+    """Has the seed, where there is one, name the NICs of the definition."""
+    saved = context.hypervisor.saved(machine.uuid)
+    guest.rewrite_seed(context, machine, saved)
+
+
+def require_rights(context: Context, addressing: Addressing) -> None:
+    if not context.hypervisor.is_local and not addressing.static and not addressing.dhcp:
+        return
+    context.require_local_root("attaching a NIC with an address")
+
+
+def report(context: Context, machine: FoundMachine, nic: Nic, live: bool, config: bool, notes: list[str]) -> NicChange:
+    reason = guest.apply_now(context, machine, nic) if live else f"{machine.name} is off"
+    if reason and nic.addressing.static and config and guest.seed_of(context, machine):
+        reason += "; its seed has the address from the next boot on"
+    elif reason and nic.addressing.static:
+        reason += "; set it in the guest: " + ", ".join(map(str, nic.addressing.static))
+    view = next((view for view in views.show(context, machine.uuid).nics if view.mac == nic.mac), None)
+    asked = bool(nic.addressing.static)
+    return NicChange(machine.name, nic.mac, view, live, config, not reason, reason, tuple(notes), asked)
+
+
+def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: float = DETACH_TIMEOUT) -> NicChange:
+    """Removes a NIC. Where the guest does not let go in time, nothing else has changed.
+
+    Raises NotFound, Usage for an ambiguous name, PartlyDone when the guest keeps it, HypervisorFailed.
+    """
+    if context.hypervisor.is_local:
+        context.require_local_root("detaching a NIC")
+    links.warm_up()
+    machine, nic, (live, config) = plan_detach(context, name, wanted, scope)
+    routes = [route for route in shims.routes_of(_leases(context), machine.uuid) if route.mac == nic.mac]
+    facts = {"mac": nic.mac, "live": live, "config": config}
+    facts["routes"] = [[str(route.address), route.mac, route.parent] for route in routes]
+    work = context.journal.begin("detach", machine.name, machine.uuid, facts)
+    try:
+        gone = _detach_steps(context, machine, nic, (live, config), routes, work, timeout)
+    except BaseException:
+        work.leave()
+        raise
+    work.close()
+    if not gone:
+        raise PartlyDone(
+            f"the guest {machine.name} did not let go of {nic.mac} within {timeout:g} s; nothing else was changed",
+            "is its driver loaded? it may still let go; --config removes it from the definition alone",
+        )
+    return NicChange(machine.name, nic.mac, None, live, config, live, "")
+
+
+def plan_detach(
+    context: Context, name: str, wanted: str | None, scope: Scope
+) -> tuple[FoundMachine, FoundNic, tuple[bool, bool]]:
+    """The machine, the NIC that is meant, and the halves that change. Raises NotFound, Usage."""
+    machine = context.hypervisor.get(name)
+    persistent = context.hypervisor.is_persistent(machine.uuid)
+    live, config = scope.halves(machine, persistent)
+    saved = context.hypervisor.saved(machine.uuid) if persistent else machine
+    there = _union(machine.nics if live else (), saved.nics if config else ())
+    return machine, choose_nic(machine, there, wanted), (live, config)
+
+
+def _union(first: tuple[FoundNic, ...], second: tuple[FoundNic, ...]) -> list[FoundNic]:
+    macs = {nic.mac for nic in first}
+    return [*first, *(nic for nic in second if nic.mac not in macs)]
+
+
+def _leases(context: Context) -> list[Lease]:
+    return context.store.leases() if context.hypervisor.is_local else []
+
+
+def _detach_steps(
+    context: Context,
+    machine: FoundMachine,
+    nic: FoundNic,
+    halves: tuple[bool, bool],
+    routes: list[shims.GuestRoute],
+    work: Work,
+    timeout: float,
+) -> bool:
+    """False when the guest kept it, and nothing else was changed."""
+    live, config = halves
+    if live:
+        with work.step("live"):
+            if not detach_running(context, machine, nic.mac, timeout):
+                return False
+    if config:
+        with work.step("saved"):
+            _remove_saved(context, machine, nic.mac)
+    forget(context, machine, nic.mac, routes, work)
+    return True
+
+
+def forget(context: Context, machine: FoundMachine, mac: Mac, routes: list[shims.GuestRoute], work: Work) -> None:
+    """Gives back what a NIC held, once it is in neither half."""
+    if not context.hypervisor.is_local or any(seen(context, machine.uuid, mac)):
+        return
+    with work.step("lease"):
+        context.store.release_mac(mac)
+    with work.step("routes"):
+        shims.release(context, routes)
+    with work.step("seed"):
+        rewrite_seed(context, machine)
+
+
+def take_away(
+    context: Context,
+    machine: FoundMachine,
+    mac: Mac,
+    halves: tuple[bool, bool],
+    routes: list[shims.GuestRoute],
+    work: Work,
+) -> None:
+    """Removes a NIC from the running machine, the definition, or both, from any state: undoes a killed attach, and
+    finishes a killed detach."""
+    live, saved = halves
+    if live:
+        with work.step("live"):
+            _remove_live(context, machine, mac)
+    if saved:
+        with work.step("saved"):
+            _remove_saved(context, machine, mac)
+    forget(context, machine, mac, routes, work)
+
+
+def seen(context: Context, uuid: str, mac: Mac) -> tuple[bool, bool]:
+    """Whether the running machine has the NIC, and whether the definition has."""
+    texts = (context.hypervisor.live_definition(uuid), context.hypervisor.definition(uuid))
+    live, saved = (find_nic_xml(text, mac) is not None for text in texts)
+    return live, saved
