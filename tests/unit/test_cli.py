@@ -68,7 +68,7 @@ def every_command(command: click.Command, path: tuple[str, ...] = ()) -> Iterato
             yield from every_command(found, (*path, name))
 
 
-@pytest.mark.parametrize("path", every_command(cli), ids=" ".join)
+@pytest.mark.parametrize("path", list(every_command(cli)), ids=" ".join)
 def test_every_command_has_its_help(macvm: Run, path: tuple[str, ...]) -> None:
     for option in ("--help", "-h"):
         ran = macvm(*path, option)

@@ -76,6 +76,15 @@ def _ends_process(tree: ast.Module) -> Iterator[str]:
                 yield f"line {node.lineno}: SystemExit"
 
 
+def _takes_only_random_bytes(tree: ast.Module) -> bool:
+    used = [node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and _is_os(node.value)]
+    return set(used) == {"urandom"} and len(used) == sum(_is_os(node) for node in ast.walk(tree))
+
+
+def _is_os(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "os"
+
+
 def offences(where: str, source: str) -> list[str]:
     """What a source file at `where`, relative to the package, does against the rules."""
     tree = ast.parse(source)
@@ -88,7 +97,7 @@ def offences(where: str, source: str) -> list[str]:
         allowed = SOLE_IMPORTER.get(words[0])
         if allowed and not where.startswith(allowed):
             found.append(f"{where} imports {name}, which only {allowed} may")
-        if part == "model" and words[0] in OUTSIDE:
+        if part == "model" and words[0] in OUTSIDE and not (name == "os" and _takes_only_random_bytes(tree)):
             found.append(f"{where} imports {name}: no I/O in model/")
     if part == "model":
         for node in ast.walk(tree):
@@ -123,6 +132,8 @@ def test_every_file_stands_on_a_floor() -> None:
         ("model/nic.py", "from provisioner import context"),
         ("model/nic.py", "import socket"),
         ("model/nic.py", "def f():\n    import os.path"),
+        ("model/nic.py", "import os\nos.urandom(3)\nos.remove('x')"),
+        ("model/nic.py", "import os\nf = os"),
         ("model/nic.py", "open('/etc/passwd')"),
         ("model/nic.py", "def f(path): return path.read_text()"),
         ("host/store.py", "from provisioner.actions.plan import Plan"),
