@@ -187,7 +187,8 @@ def _own_gateways(parent: str, versions: set[int]) -> tuple[Address, ...]:
 
 
 def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
-    own = {interface.ip: link.name for link in netlink.links() for interface in netlink.addresses(link.index)}
+    names = {link.index: link.name for link in netlink.links()}
+    own = {interface.ip: names.get(index, "?") for index, interface in netlink.all_addresses()}
     store = context.reading_store
     held = {lease.address: lease.machine for lease in store.leases()} if store else {}
     for address in nic.addressing.addresses:

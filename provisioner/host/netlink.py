@@ -167,15 +167,20 @@ def get_link(name: str) -> Link:
 
 def addresses(device: int) -> list[Interface]:
     """Addresses of a link that others may use: global scope, not tentative in vain."""
-    found: list[Interface] = []
+    return [interface for index, interface in all_addresses() if index == device]
+
+
+def all_addresses() -> list[tuple[int, Interface]]:
+    """As `addresses`, of every link, each with its link's index."""
+    found: list[tuple[int, Interface]] = []
     for data in _dump(_RTM_GETADDR, struct.pack("BBBBi", socket.AF_UNSPEC, 0, 0, 0, 0)):
         _, length, _, scope, index = struct.unpack_from("BBBBi", data)
-        if index != device or scope != 0:
+        if scope != 0:
             continue
         attributes = _attributes(data, 8)
         packed = attributes.get(2) or attributes.get(1)  # IFA_LOCAL, IFA_ADDRESS
         if packed:
-            found.append(ipaddress.ip_interface((ipaddress.ip_address(packed), length)))
+            found.append((index, ipaddress.ip_interface((ipaddress.ip_address(packed), length))))
     return found
 
 
