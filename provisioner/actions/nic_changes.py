@@ -70,9 +70,8 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     texts = [context.hypervisor.live_definition(machine.uuid), context.hypervisor.definition(machine.uuid)]
     old = [find_nic_xml(text, plan.found.mac) or "" for text in texts]
     told = context.store.told_of(machine.uuid).get(plan.found.mac, "")
-    held = [lease for lease in context.store.leases() if lease.mac == plan.found.mac and lease.parent]
     facts = {"mac": plan.found.mac, "live": old[0] if plan.live else "", "saved": old[1] if plan.config else ""}
-    facts |= {"told": told, "shim": "yes" if held else ""}
+    facts["told"] = told
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
     carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
     shown = after if asked.addressing is not None else replace(after, addressing=Addressing())
@@ -136,7 +135,8 @@ def _steps(context: Context, plan: Plan, asked: Change, old: tuple[str, str], wo
             _update(context, plan.machine, with_source(old[1], plan.after.parent, plan.after.mode), live=False)
     if asked.link:
         _set_link(context, plan, asked.link, work, undo)
-    if rewired or asked.addressing is not None:
+    known = plan.found.mac in context.store.told_of(plan.machine.uuid)
+    if asked.addressing is not None or (rewired and known):
         _rewrite_told(context, plan, work, undo)
 
 
@@ -187,6 +187,10 @@ def plug_back(context: Context, machine: FoundMachine, mac: Mac, old: str) -> No
             links.prepare_nic(nic.device, None)
 
 
+def _retell(context: Context, machine: FoundMachine, nic: Nic, told: str) -> None:
+    context.store.retell(machine.uuid, machine.name, nic.mac, told, leases_of(nic))
+
+
 def put_back(context: Context, machine: FoundMachine, mac: Mac, facts: Mapping[str, str], work: Work) -> None:
     """Undoes a killed change, from any state: wiring, link, leases and seed as they were."""
     if facts["live"]:
@@ -198,11 +202,10 @@ def put_back(context: Context, machine: FoundMachine, mac: Mac, facts: Mapping[s
             _update(context, machine, facts["saved"], live=False)
     if facts["told"]:
         before = Nic.from_json(facts["told"])
-        leases = leases_of(before, shim=bool(facts["shim"]))
         with work.step("lease-back"):
-            context.store.retell(mac, facts["told"], leases)
+            _retell(context, machine, before, facts["told"])
         with work.step("routes-back"):
-            shims.ensure(context, guest_routes(before) if facts["shim"] else [])
+            shims.ensure(context, guest_routes(before))
         with work.step("seed-back"):
             rewrite_seed(context, machine)
 
@@ -239,11 +242,11 @@ def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
     machine, before, after = plan.machine, plan.before, plan.after
     store = context.store
     old_routes = [route for route in shims.routes_of(store.leases(), machine.uuid) if route.mac == before.mac]
-    shim = bool(old_routes) or after.parent != before.parent or not before.addressing.static
+    was = store.told_of(machine.uuid).get(before.mac, "")
     with work.step("lease"):
-        undo.then(lambda: store.retell(before.mac, before.to_json(), leases_of(before, shim=shim)))
-        store.retell(after.mac, after.to_json(), leases_of(after, shim=shim))
-    routes = guest_routes(after) if shim else []
+        undo.then(lambda: _retell(context, machine, before, was))
+        _retell(context, machine, after, after.to_json())
+    routes = guest_routes(after)
     with work.step("routes"):
         undo.then(lambda: shims.ensure(context, old_routes))
         if plan.live:

@@ -85,7 +85,7 @@ def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptio
     require_rights(context, wanted.addressing)
     links.warm_up()
     machine, nic, (live, config), notes = plan_attach(context, name, wanted, options)
-    leases = leases_of(nic, shim=options.shim)
+    leases = leases_of(nic)
     told: dict[str, str] = {nic.mac: nic.to_json()}
     facts = {"mac": nic.mac, "routes": [[str(r.address), r.mac, r.parent] for r in guest_routes(nic)]}
     work = context.journal.begin("attach", machine.name, machine.uuid, facts, [nic.mac], leases, told)
@@ -117,7 +117,7 @@ def _attach_steps(
     undo: Undo,
 ) -> None:
     live, config = halves
-    routes = guest_routes(nic) if options.shim and live else []
+    routes = guest_routes(nic) if live else []
     undo.then(lambda: shims.release(context, routes))
     undo.then(lambda: context.store.release_mac(nic.mac))
     if live:

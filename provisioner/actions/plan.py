@@ -130,8 +130,8 @@ def _assemble(
         login=login,
         password_hash=system.password_hash(request.password) if request.password else "",
     )
-    routes = tuple(route for nic in nics for route in guest_routes(nic)) if request.shim else ()
-    leases = tuple(lease for nic in nics for lease in leases_of(nic, shim=request.shim))
+    routes = tuple(route for nic in nics for route in guest_routes(nic))
+    leases = tuple(lease for nic in nics for lease in leases_of(nic))
     return Plan(
         machine=machine,
         folder=folder,

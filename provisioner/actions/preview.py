@@ -91,7 +91,7 @@ def attach(context: Context, name: str, wanted: NicRequest, options: nics.Attach
         lines += _nic_lines(nic.device, nic.mtu) if nic.direct else []
     if config:
         lines.append(f"virsh attach-device {machine.name} NIC.xml --config")
-    for route in guest_routes(nic) if live and options.shim else ():
+    for route in guest_routes(nic) if live else ():
         lines += [line for line in shim_lines(route) if line not in lines]
     return [*lines, *(f"# note: {note}" for note in notes)]
 

@@ -13,6 +13,7 @@ from provisioner.actions.request import NicRequest
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, Problems, Taken, Unable, Usage
 from provisioner.host import netlink, system
+from provisioner.host.store import LeaseClaim
 from provisioner.model.machine import FoundMachine
 from provisioner.model.names import Mac
 from provisioner.model.nic import Address, Addressing, Interface, Nic, check_usable
@@ -68,7 +69,7 @@ def plan_nics(
     for wanted in requests:
         with findings.checking():
             nic = _plan_wiring(context, wanted, there, start=start, take_parent=take_parent)
-            nic = replace(nic, mac=_choose_mac(context, wanted.mac, nic, there, planned))
+            nic = replace(nic, mac=_choose_mac(context, wanted.mac, nic, there, planned), shim=shim)
             if nic.direct:
                 with findings.checking():
                     nic = replace(nic, addressing=complete(wanted.addressing, nic.parent))
@@ -82,16 +83,20 @@ def plan_nics(
 
 def guest_routes(nic: Nic) -> list[shims.GuestRoute]:
     """What the host's side of a NIC wants: a route for each address that a shim can reach."""
-    if not nic.direct or not shims.reaches_host(nic.mode):
+    if not _wants_shim(nic):
         return []
     addresses = [address for address in nic.addressing.addresses if shims.pinned_source(nic.parent, address)]
     return [shims.GuestRoute(address, nic.mac, nic.parent) for address in addresses]
 
 
-def leases_of(nic: Nic, *, shim: bool) -> list[tuple[str, str, str, str]]:
+def _wants_shim(nic: Nic) -> bool:
+    return nic.shim and nic.direct and shims.reaches_host(nic.mode)
+
+
+def leases_of(nic: Nic) -> list[LeaseClaim]:
     """The leases that a NIC's static addresses take: `(network, address, mac, parent)`, with an empty parent where the
     host's side is left alone."""
-    behind = nic.parent if shim and nic.direct and shims.reaches_host(nic.mode) else ""
+    behind = nic.parent if _wants_shim(nic) else ""
     addresses = nic.addressing.addresses if nic.direct else ()
     return [(f"parent:{nic.parent}", str(address), nic.mac, behind) for address in addresses]
 

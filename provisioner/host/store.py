@@ -176,12 +176,15 @@ class Store:
         """MAC to what its guest was told, as the claim said it: the wanted set of a machine's NICs."""
         return {row["mac"]: row["told"] for row in self.rows("SELECT mac, told FROM macs WHERE owner = ?", (owner,))}
 
-    def retell(self, mac: str, told: str, leases: Iterable[LeaseClaim]) -> None:
-        """Replaces what a NIC's guest is told, and its leases: both or neither. Raises Taken."""
+    def retell(self, owner: str, machine: str, mac: str, told: str, leases: Iterable[LeaseClaim]) -> None:
+        """Replaces what a NIC's guest is told, and its leases: both or neither. Nothing told is nothing held.
+
+        Raises Taken.
+        """
         with self.change() as db:
-            holder = db.execute("SELECT owner, machine FROM macs WHERE mac = ?", (mac,)).fetchone()
             db.execute("DELETE FROM macs WHERE mac = ?", (mac,))
-            claim_in(db, holder["owner"], holder["machine"], [mac], leases, {mac: told})
+            if told:
+                claim_in(db, owner, machine, [mac], leases, {mac: told})
 
     def release_mac(self, mac: str) -> None:
         """Gives back a MAC with its leases; not held is fine."""

@@ -21,7 +21,8 @@ _QEMU_PREFIX = "52:54:00"
 
 def printable(text: str, limit: int = 40) -> str:
     """`text` as it may stand in a message: no control or direction-changing characters, and not without end."""
-    return repr(text if len(text) <= limit else text[:limit] + "…")
+    shown = repr(text)
+    return shown if len(shown) <= limit + 2 else f"{shown[: limit + 1]}…{shown[-1]}"
 
 
 def check_name(text: str, what: str = "name") -> str:

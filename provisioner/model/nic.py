@@ -61,6 +61,7 @@ class Nic:
     """One interface of a machine: `type='direct'` on a parent, or a port on a libvirt network.
 
     `mtu` is in bytes, None for the parent's own. `device` is the host's macvtap, named by macvm from the MAC.
+    `shim` False leaves the host's side alone.
     """
 
     mac: Mac
@@ -70,6 +71,7 @@ class Nic:
     model: str = "virtio"
     mtu: int | None = None
     addressing: Addressing = field(default_factory=Addressing)
+    shim: bool = True
 
     @property
     def direct(self) -> bool:
@@ -89,6 +91,7 @@ class Nic:
             "libvirt_network": self.libvirt_network,
             "model": self.model,
             "mtu": self.mtu,
+            "shim": self.shim,
             "static": [str(interface) for interface in told.static],
             "dhcp": told.dhcp,
             "gateways": [str(gateway) for gateway in told.gateways],
