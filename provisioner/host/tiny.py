@@ -121,7 +121,9 @@ def newest_kernel(boot: Path, modules: Path) -> tuple[str, Path] | None:
 
 
 def _version_key(version: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.findall(r"\d+|[^\d.+-]+", version)]
+    """Numbers count as such; a candidate (6.12~rc1) comes before what it is a candidate for."""
+    parts = re.findall(r"\d+|~|[^\d.+~-]+", version)
+    return [(int(part), "") if part.isdigit() else (-2 if part in ("~", "rc") else -1, part) for part in parts]
 
 
 def is_dynamic(program: bytes) -> bool:
