@@ -291,6 +291,19 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("COMMIT")
 
 
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """For a store that several processes open for the first time at once, SQLite says "busy" without waiting here."""
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
+
+
 def open_store(state_dir: Path) -> Store:
     """The store for reading and writing; made when missing. Raises Unable or StoreFailed."""
     # A strict umask of root's would lock out QEMU's user, and those who only look.
@@ -321,7 +334,7 @@ def _open_store(state_dir: Path) -> Store:
         connection = sqlite3.connect(path, timeout=30, isolation_level=None)
         connection.row_factory = sqlite3.Row
         try:
-            connection.execute("PRAGMA journal_mode = WAL")
+            _switch_to_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             _migrate(connection, path)

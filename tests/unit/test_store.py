@@ -156,6 +156,7 @@ from pathlib import Path
 from provisioner.errors import Taken
 from provisioner.host.store import open_store
 folder, number, addresses = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
 sys.stdin.readline()
 store = open_store(folder)
 for last in range(addresses):
@@ -173,7 +174,8 @@ def test_of_eight_processes_racing_exactly_one_gets_each_address(tmp_path: Path,
     argv = [sys.executable, "-c", CLAIM, str(tmp_path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     racers = [subprocess.Popen([*argv, str(number), str(addresses)], **pipes) for number in range(8)]  # type: ignore[call-overload]
-    # All of them have started before one may go; the store itself is made by whoever comes first.
+    # All of them are ready before one may go; the store itself is made by whoever comes first.
+    assert [racer.stdout.readline() for racer in racers] == ["ready\n"] * 8
     for racer in racers:
         racer.stdin.write("go\n")
         racer.stdin.flush()
