@@ -16,7 +16,6 @@ from provisioner.errors import PartlyDone, TimeUp, Unable, Usage
 from provisioner.host import links
 from provisioner.host.hypervisor import NoSlot
 from provisioner.host.journal import Work
-from provisioner.host.store import Lease
 from provisioner.model.machine import FoundMachine, FoundNic
 from provisioner.model.names import Mac
 from provisioner.model.nic import Addressing, Nic
@@ -83,6 +82,8 @@ def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptio
     Raises NotFound, Problems, Unable for a machine without a free slot, Taken, HypervisorFailed.
     """
     require_rights(context, wanted.addressing)
+    if not context.hypervisor.is_local:
+        return _attach_elsewhere(context, name, wanted, options)
     links.warm_up()
     machine, nic, (live, config), notes = plan_attach(context, name, wanted, options)
     leases = leases_of(nic)
@@ -90,6 +91,24 @@ def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptio
     facts = {"mac": nic.mac, "routes": [[str(r.address), r.mac, r.parent] for r in guest_routes(nic)]}
     work = context.journal.begin("attach", machine.name, machine.uuid, facts, [nic.mac], leases, told)
     carry_out(work, lambda undo: _attach_steps(context, machine, nic, options, (live, config), work, undo))
+    return report(context, machine, nic, live, config, notes)
+
+
+def _attach_elsewhere(context: Context, name: str, wanted: NicRequest, options: AttachOptions) -> NicChange:
+    """On another host libvirt is all that macvm reaches: no look at the parent, no lease, no host state, no shim."""
+    if not wanted.parent:
+        raise Usage(f"which link of {context.settings.connect} is the parent?", "name it with --parent")
+    machine = context.hypervisor.get(name)
+    live, config = options.scope.halves(machine, context.hypervisor.is_persistent(machine.uuid))
+    nic = Nic(wanted.mac or Mac.random(), wanted.mode, wanted.parent, model=options.model, addressing=wanted.addressing)
+    with Undo() as undo:
+        if live:
+            undo.then(lambda: _remove_live(context, machine, nic.mac))
+            _attach(context, machine, nic_xml(nic, trust=options.trust), live=True)
+        if config:
+            _attach(context, machine, _saved_xml(context, machine, nic, options.trust), live=False)
+        undo.pop_all()
+    notes = ["allmulticast is not set there: IPv6 wants --trust-guest-filters"]
     return report(context, machine, nic, live, config, notes)
 
 
@@ -208,14 +227,15 @@ def rewrite_seed(context: Context, machine: FoundMachine) -> None:
 
 
 def require_rights(context: Context, addressing: Addressing) -> None:
-    if not context.hypervisor.is_local and not addressing.static and not addressing.dhcp:
-        return
-    context.require_local_root("attaching a NIC with an address")
+    """Raises Unable: only a NIC of which nobody is told an address can be attached on another host."""
+    if context.hypervisor.is_local or addressing.static or addressing.dhcp:
+        context.require_local_root("giving a NIC an address")
 
 
 def report(context: Context, machine: FoundMachine, nic: Nic, live: bool, config: bool, notes: list[str]) -> NicChange:
     reason = guest.apply_now(context, machine, nic) if live else f"{machine.name} is off"
-    if reason and nic.addressing.static and config and guest.seed_of(context, machine):
+    local = context.hypervisor.is_local
+    if reason and nic.addressing.static and config and local and guest.seed_of(context, machine):
         reason += "; its seed has the address from the next boot on"
     elif reason and nic.addressing.static:
         reason += "; set it in the guest: " + ", ".join(map(str, nic.addressing.static))
@@ -225,7 +245,7 @@ def report(context: Context, machine: FoundMachine, nic: Nic, live: bool, config
 
 
 def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: float = DETACH_TIMEOUT) -> NicChange:
-    """Removes a NIC. Where the guest does not let go in time, nothing else has changed.
+    """Removes a NIC. Where the guest does not let go in time, nothing else has changed. Of another host's machine too.
 
     Raises NotFound, Usage for an ambiguous name, PartlyDone when the guest keeps it, HypervisorFailed.
     """
@@ -233,7 +253,12 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
         context.require_local_root("detaching a NIC")
     links.warm_up()
     machine, nic, (live, config) = plan_detach(context, name, wanted, scope)
-    routes = [route for route in shims.routes_of(_leases(context), machine.uuid) if route.mac == nic.mac]
+    if not context.hypervisor.is_local:
+        gone = not live or detach_running(context, machine, nic.mac, timeout)
+        if gone and config:
+            _remove_saved(context, machine, nic.mac)
+        return _detached(machine, nic, live, config, gone=gone, timeout=timeout)
+    routes = [route for route in shims.routes_of(context.store.leases(), machine.uuid) if route.mac == nic.mac]
     facts = {"mac": nic.mac, "live": live, "config": config}
     facts["routes"] = [[str(route.address), route.mac, route.parent] for route in routes]
     work = context.journal.begin("detach", machine.name, machine.uuid, facts)
@@ -243,6 +268,12 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
         work.leave()
         raise
     work.close()
+    return _detached(machine, nic, live, config, gone=gone, timeout=timeout)
+
+
+def _detached(
+    machine: FoundMachine, nic: FoundNic, live: bool, config: bool, *, gone: bool, timeout: float
+) -> NicChange:
     if not gone:
         raise PartlyDone(
             f"the guest {machine.name} did not let go of {nic.mac} within {timeout:g} s; nothing else was changed",
@@ -266,10 +297,6 @@ def plan_detach(
 def _union(first: tuple[FoundNic, ...], second: tuple[FoundNic, ...]) -> list[FoundNic]:
     macs = {nic.mac for nic in first}
     return [*first, *(nic for nic in second if nic.mac not in macs)]
-
-
-def _leases(context: Context) -> list[Lease]:
-    return context.store.leases() if context.hypervisor.is_local else []
 
 
 def _detach_steps(
@@ -296,7 +323,7 @@ def _detach_steps(
 
 def forget(context: Context, machine: FoundMachine, mac: Mac, routes: list[shims.GuestRoute], work: Work) -> None:
     """Gives back what a NIC held, once it is in neither half."""
-    if not context.hypervisor.is_local or any(seen(context, machine.uuid, mac)):
+    if any(seen(context, machine.uuid, mac)):
         return
     with work.step("lease"):
         context.store.release_mac(mac)

@@ -24,6 +24,8 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
 
     Raises NotFound, Taken, Unable, HypervisorFailed.
     """
+    if not context.hypervisor.is_local:
+        return _start_elsewhere(context, names)
     context.require_local_root("starting a VM")
     notes: list[str] = []
     for machine in [context.hypervisor.get(name) for name in names]:
@@ -40,6 +42,19 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
             work.close()
             raise
         work.close()
+    return notes
+
+
+def _start_elsewhere(context: Context, names: Sequence[str]) -> list[str]:
+    """On another host libvirt is all that macvm reaches."""
+    notes: list[str] = []
+    for machine in [context.hypervisor.get(name) for name in names]:
+        if machine.state == "running":
+            notes.append(f"{machine.name} is running already")
+        elif machine.state == "paused":
+            context.hypervisor.resume(machine.uuid, machine.name)
+        else:
+            context.hypervisor.start(machine.uuid, machine.name, paused=False)
     return notes
 
 
@@ -137,7 +152,8 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
 
 def restart(context: Context, names: Sequence[str], *, timeout: float, force: bool) -> list[str]:
     """`stop`, then `start`."""
-    context.require_local_root("starting a VM")
+    if context.hypervisor.is_local:
+        context.require_local_root("starting a VM")
     stop(context, names, timeout=timeout, force=force)
     return start(context, names)
 

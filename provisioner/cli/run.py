@@ -62,6 +62,8 @@ def changing(*, recover: bool = True) -> Iterator[tuple[Context, Options]]:
     context = _open(options, readonly=False)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        if not context.hypervisor.is_local:
+            tell(f"{context.settings.connect} is another host: macvm makes no shim there")
         if recover and context.hypervisor.is_local and context.may_recover:
             from provisioner.actions import recovery
 
