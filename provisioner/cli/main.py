@@ -87,6 +87,9 @@ def main(arguments: list[str] | None = None) -> None:
         # The reader went away (`macvm list | head`): no complaint, and none from the interpreter's own flush either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
+    except OSError as error:
+        _complain(f"{error.filename or 'standard output'}: {error.strerror or error}", "is the disk full, or read-only?")
+        status = 1
     status = status if isinstance(status, int) else 0
     if arguments is None:
         leave(status)
