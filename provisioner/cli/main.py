@@ -88,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except OSError as error:
-        _complain(f"{error.filename or 'standard output'}: {error.strerror or error}", "is the disk full, or read-only?")
+        where = error.filename or "standard output"
+        _complain(f"{where}: {error.strerror or error}", "is the disk full, or read-only?")
         status = 1
     status = status if isinstance(status, int) else 0
     if arguments is None:

@@ -103,7 +103,8 @@ def _dump(kind: int, request: bytes) -> list[bytes]:
                     interrupted |= bool(flags & _NLM_F_DUMP_INTR)
                     if answer == _NLMSG_ERROR:
                         number = -struct.unpack_from("i", data, offset + 16)[0]
-                        raise NetlinkFailed(f"the kernel refused a netlink dump: {os.strerror(number)}", "does `ip link` work?")
+                        reason = f"the kernel refused a netlink dump: {os.strerror(number)}"
+                        raise NetlinkFailed(reason, "does `ip link` work?")
                     if answer == _NLMSG_DONE:
                         done = True
                         break

@@ -51,6 +51,8 @@ MIGRATIONS = (
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs"})
 
 
+_DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
+
 #: `(network, address, mac, parent)`; an empty parent where the host's side is left alone.
 LeaseClaim = tuple[str, str, str, str]
 
@@ -102,7 +104,8 @@ def _file_system(path: Path) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/mountinfo").read_text().splitlines():
             left, _, right = line.partition(" - ")
-            mount = left.split()[4]
+            # proc(5): blanks and the like stand in octal.
+            mount = left.split()[4].encode().decode("unicode_escape")
             if (str(path) + "/").startswith(mount.rstrip("/") + "/") and len(mount) >= len(best):
                 best, kind = mount, right.split()[0]
     return kind
@@ -116,7 +119,7 @@ def _translated(path: Path) -> Iterator[None]:
         name = getattr(error, "sqlite_errorname", "") or ""
         if name.startswith("SQLITE_FULL"):
             raise StoreFailed(f"no space left for the store {path}", f"free some space: df -h {path.parent}") from error
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        if name.startswith(_DAMAGED):
             hint = f"move it away (VMs go on running), or put a copy back: {path}.v* are the ones macvm made"
             raise StoreFailed(f"the store {path} is damaged: {error}", hint) from error
         if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
@@ -270,13 +273,17 @@ def claim_in(
         db.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?)", (network, address, mac, parent, since))
 
 
+def _newer(path: Path, version: int) -> Unable:
+    return Unable(
+        f"the store {path} was written by a newer macvm (schema {version}, this one knows {len(MIGRATIONS)})",
+        "install that macvm again, or name another directory with --state-dir",
+    )
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > len(MIGRATIONS):
-        raise Unable(
-            f"the store {path} was written by a newer macvm (schema {version}, this one knows {len(MIGRATIONS)})",
-            "install that macvm again, or name another directory with --state-dir",
-        )
+        raise _newer(path, version)
     if version == len(MIGRATIONS):
         return
     if version:
@@ -346,6 +353,7 @@ def _open_store(state_dir: Path) -> Store:
 
 def open_for_reading(state_dir: Path) -> Store | None:
     """The store for looking only, without rights to write; None where there is none yet, or where it cannot be read.
+    Raises StoreFailed for a damaged one, Unable for one of a newer macvm.
 
     A WAL store whose last writer is gone cannot be opened by one who may not write its `-shm`: then, and only where no
     `-wal` holds newer pages, it is read as immutable; a writer may come or go between the two, hence a second round.
@@ -364,10 +372,17 @@ def open_for_reading(state_dir: Path) -> Store | None:
             try:
                 version = connection.execute("PRAGMA user_version").fetchone()[0]
                 connection.execute("SELECT 1 FROM macs LIMIT 1")
-            except sqlite3.Error:
+            except sqlite3.Error as error:
                 connection.close()
+                if getattr(error, "sqlite_errorname", "").startswith(_DAMAGED):
+                    with _translated(path):
+                        raise
                 continue
-            if version != len(MIGRATIONS):
+            if version > len(MIGRATIONS):
+                connection.close()
+                raise _newer(path, version)
+            if version < len(MIGRATIONS):
+                # The next command that changes something brings it up to date.
                 connection.close()
                 return None
             return Store(connection, path)

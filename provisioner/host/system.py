@@ -71,4 +71,4 @@ def answers_ping(address: Address, seconds: float = 1.0) -> bool:
 
 def password_hash(password: str) -> str:
     """crypt(5)'s SHA-512 hash; the password goes through standard input, where no other process sees it."""
-    return run(["openssl", "passwd", "-6", "-stdin"], stdin=password.encode()).decode().strip()
+    return run(["openssl", "passwd", "-6", "-stdin"], stdin=os.fsencode(password)).decode().strip()

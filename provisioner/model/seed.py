@@ -69,7 +69,7 @@ def _user_data(request: SeedRequest) -> bytes:
 
 
 def _network_config(nics: tuple[Nic, ...]) -> str:
-    lines = ["version: 2", "ethernets:"]
+    lines = ["version: 2", "ethernets:" if nics else "ethernets: {}"]
     for index, nic in enumerate(nics):
         told = nic.addressing
         # Quoted: a YAML reader may take an unquoted MAC for a number in base 60.
