@@ -15,20 +15,21 @@ from provisioner.actions.sandbox import Node, Sandbox
 
 STATE = "/var/lib/macvm"
 
-#: All that macvm might leave, a section a line of `#`. Left out: libvirt's own log of each domain and the lists that
-#: QEMU's capabilities are cached in, the neighbours that the kernel learns and forgets by itself, and the number that
-#: the store gives to its next journal row.
+#: All that macvm might leave, a section a line of `#`. Left out: what libvirt keeps (each domain's log, its cache, its
+#: empty folder for autostart), the neighbours that the kernel learns and forgets by itself, the number that the
+#: store gives to its next journal row, and when an image was built last.
 _SNAPSHOT = rf"""
 echo '#links'; ip -d -o link | sed -E 's/^[0-9]+: //'
 echo '#addresses'; ip -o address | sed -E 's/^[0-9]+: //'
 echo '#routes'; ip -4 route show table all; ip -6 route show table all
 echo '#neighbours'; ip neigh show nud permanent; ip neigh show proxy; ip neigh | grep -E ' dev m[tv]-'
 echo '#files'; find {STATE} /var/lib/libvirt /etc/libvirt /var/log/libvirt /run/libvirt /run/macvm* \
-  ! -name 'macvm.db*' ! -path '/var/log/libvirt/qemu/*.log' ! -path '*/cache/*' ! -path '*/dbus*' \
+  ! -name 'macvm.db*' ! -path '/var/log/libvirt/qemu/*.log' ! -path '*/cache/*' ! -path '*/dbus*' ! -path '*/qemu/autostart' \
   -printf '%p %y %m %U %G\n' 2>/dev/null
 find {STATE} -name 'macvm.db' -printf '%p %m\n'
 echo '#domains'; virsh list --all --uuid --name
-echo '#rows'; [ ! -e {STATE}/macvm.db ] || sqlite3 {STATE}/macvm.db .dump | grep -v sqlite_sequence
+echo '#rows'; [ ! -e {STATE}/macvm.db ] || sqlite3 {STATE}/macvm.db .dump | grep -v sqlite_sequence |
+  sed -E "s/(INSERT INTO images .*),'[0-9:]+','[^']*'\)/\1)/"
 echo '#sysctls'; sysctl -a 2>/dev/null | grep -E '^net\.ipv[46]\.(conf|neigh|ip_forward|route)'
 echo '#taps'; ls /dev | grep tap
 """
@@ -65,11 +66,14 @@ class KvmHost:
         """Standard output of a shell script, which must end with 0."""
         return (node or self.node).run(["bash", "-c", script], check=True, timeout=timeout).stdout
 
-    def page(self, address: str, path: str = "", *, node: Node | None = None, seconds: int = 60) -> str:
-        """What a guest serves, asked again and again until it does."""
+    def page(
+        self, address: str, path: str = "", *, node: Node | None = None, seconds: int = 60, lines: int = 1
+    ) -> str:
+        """What a guest serves, asked again and again until it does, and says that many lines."""
         url = f"http://{f'[{address}]' if ':' in address else address}/{path}"
-        return self.sh(f"timeout {seconds} bash -c 'until curl -sfg -m 2 {url}; do sleep 0.2; done'", node=node,
-                       timeout=seconds + 10)  # fmt: skip
+        ask = f'page=$(curl -sfg -m 2 {url}) && [ "$(wc -l <<< "$page")" -ge {lines} ]'
+        loop = f"until {ask}; do sleep 0.2; done; echo \"$page\""
+        return self.sh(f"timeout {seconds} bash -c '{loop}'", node=node, timeout=seconds + 10)
 
     def terminal(self, command: list[str], steps: list[tuple[str, str]]) -> subprocess.CompletedProcess[str]:
         """Runs a command on a terminal: waits for each text, then types the other."""

@@ -5,7 +5,6 @@ The guests are shared by the tests of this module, and boot side by side.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import time
@@ -100,8 +99,8 @@ def test_guests_in_bridge_mode_reach_one_another_and_the_host(guests: KvmHost) -
 @pytest.mark.parametrize("address", ["192.0.2.12", "2001:db8::12"])
 def test_a_dual_stack_guest_answers_over_both(guests: KvmHost, address: str) -> None:
     served = "beta\n192.0.2.12/24 eth0\n2001:db8::12/64 eth0\n"
-    assert guests.page(address) == served
-    assert guests.page(address, node=guests.lan) == served
+    assert guests.page(address, lines=3) == served
+    assert guests.page(address, lines=3, node=guests.lan) == served
 
 
 def test_a_dhcp_guest_gets_its_lease_from_the_lan(guests: KvmHost) -> None:
@@ -307,7 +306,7 @@ class TestOddGuests:
         assert "passthrough shares its parent with nobody" in complaints(done.stderr)[0][0]
 
     def test_two_nics_on_two_parents(self, host: KvmHost) -> None:
-        pages = {address: host.page(address, seconds=120) for address in ("192.0.2.26", "203.0.113.26")}
+        pages = {address: host.page(address, seconds=120, lines=3) for address in ("192.0.2.26", "203.0.113.26")}
         assert set(pages.values()) == {"twofold\n192.0.2.26/24 eth0\n203.0.113.26/24 eth1\n"}
         assert [nic["parent"] for nic in host.show("twofold")["nics"]] == ["eth0", "eth2"]
         assert "src 203.0.113.9" in host.sh("ip route get 203.0.113.26")
@@ -430,11 +429,11 @@ def test_a_nic_on_a_libvirt_network(clean: KvmHost) -> None:
         assert nics[1]["device"] in clean.sh("ip link show master inner0")
         clean.clear()
     finally:
-        clean.sh("virsh net-destroy inner; virsh net-undefine inner; ip neigh flush dev eth0")
+        clean.sh("virsh net-destroy inner; virsh net-undefine inner; rm -r /run/libvirt/network/inner")
 
 
 def test_secrets_do_not_show_in_a_dry_run(host: KvmHost) -> None:
     said = host.create("paper", "--password", "open sesame", "--dry-run")
     assert "open sesame" not in said.stdout + said.stderr
     assert "$6$" not in said.stdout
-    assert hashlib.sha256(said.stdout.encode())  # it did print something to look through
+    assert "user-data" in said.stdout  # it did print what it would have been in

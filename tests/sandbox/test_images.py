@@ -1,0 +1,110 @@
+"""Images: build, import, list, delete; and what becomes of a base that changes under its overlays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.sandbox.kvm_host import STATE, KvmHost, complaints
+
+pytestmark = pytest.mark.xdist_group("images")
+
+
+@pytest.fixture(autouse=True)
+def clean(host: KvmHost) -> Iterator[None]:
+    """No machines and no image but tiny, before and after, and nothing else left."""
+    host.clear()
+    with host.unchanged():
+        yield
+        host.clear()
+        for image in host.json("image", "list"):
+            if image["name"] != "tiny":
+                host.macvm("image", "delete", "--yes", f"{image['name']}:{image['version']}".rstrip(":"))
+        host.sh("rm -rf /run/images")
+
+
+@pytest.fixture
+def sources(host: KvmHost) -> dict[str, str]:
+    """A disk with a boot sector, raw and as qcow2."""
+    host.sh("mkdir /run/images; cd /run/images; truncate -s 4M disk.raw; printf '\\x55\\xaa' |"
+            " dd of=disk.raw bs=1 seek=510 conv=notrunc status=none; qemu-img convert -O qcow2 disk.raw disk.qcow2")  # fmt: skip
+    return {kind: f"/run/images/disk.{kind}" for kind in ("raw", "qcow2")}
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_import(host: KvmHost, sources: dict[str, str], kind: str) -> None:
+    digest = host.sh(f"sha256sum {sources[kind]}").split()[0]
+    host.macvm("image", "import", sources[kind], "mine:1.0", "--checksum", f"sha256:{digest}")
+    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    assert (image["version"], image["virtual_size"]) == ("1.0", 4 << 20)
+    stored = f"{STATE}/images/{image['digest']}.qcow2"
+    assert host.sh(f"stat -c '%a %U' {stored}").split() == ["444", "root"]
+    assert host.sh(f"sha256sum {stored}").split()[0] == image["digest"]
+    host.sh(f"qemu-img compare {sources[kind]} {stored}")
+    host.create("user", "--image", "mine:1.0", "--no-start")
+    assert host.show("user")["image"] == "mine:1.0"
+
+
+def test_the_newest_version_is_taken(host: KvmHost, sources: dict[str, str]) -> None:
+    for version in ("9", "10"):
+        host.macvm("image", "import", sources["raw"], f"mine:{version}")
+    host.create("user", "--image", "mine", "--no-start")
+    assert host.show("user")["image"] == "mine:10"
+
+
+def test_build_twice_is_the_same_image(host: KvmHost) -> None:
+    with host.unchanged():
+        before = host.json("image", "list")
+        host.macvm("image", "build", "tiny")
+        assert [image["digest"] for image in host.json("image", "list")] == [image["digest"] for image in before]
+
+
+def test_an_image_in_use_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
+    host.macvm("image", "import", sources["qcow2"], "mine")
+    host.create("one", "--image", "mine", "--no-start")
+    host.create("two", "--image", "mine", "--no-start")
+    with host.unchanged():
+        ((error, hint),) = complaints(host.macvm("image", "delete", "--yes", "mine", status=4).stderr)
+    assert error.endswith("one, two")
+    assert hint.endswith("macvm delete one two")
+    host.macvm("delete", "--yes", "one", "two")
+    host.macvm("image", "delete", "--yes", "mine")
+
+
+def test_an_image_used_by_a_machine_of_others_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
+    host.macvm("image", "import", sources["qcow2"], "mine")
+    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    base = f"{STATE}/images/{image['digest']}.qcow2"
+    host.sh(f"cd /run/images; qemu-img create -q -f qcow2 -F qcow2 -b {base} over.qcow2")
+    domain = """<domain type='qemu'><name>other</name><memory unit='MiB'>16</memory>
+      <os><type arch='x86_64' machine='pc'>hvm</type></os><devices><disk type='file' device='disk'>
+      <driver name='qemu' type='qcow2'/><source file='/run/images/over.qcow2'/><target dev='vda'/></disk>
+      </devices></domain>"""
+    host.node.run(["virsh", "define", "/dev/stdin"], input=domain, check=True)
+    try:
+        assert "other" in host.macvm("image", "delete", "--yes", "mine", status=4).stderr
+    finally:
+        host.sh("virsh undefine other")
+
+
+def test_a_base_that_changed_starts_no_guest(host: KvmHost, sources: dict[str, str]) -> None:
+    host.macvm("image", "import", sources["qcow2"], "mine")
+    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    base = f"{STATE}/images/{image['digest']}.qcow2"
+    host.create("user", "--image", "mine", "--no-start")
+    host.sh(f"chmod u+w {base}; cp -p {base} /run/images/kept")
+    host.sh(f"printf X | dd of={base} bs=1 seek=200000 conv=notrunc status=none")
+    for words in (("start", "user"), ("create", "late", "--image", "mine")):
+        with host.unchanged():
+            ((error, hint),) = complaints(host.macvm(*words, status=5).stderr)
+        assert f"the image mine has changed since it was stored: {base}" in error
+        assert "image" in hint
+    assert host.show("user")["state"] == "off"
+
+    host.sh(f"mv {base} /run/images/aside")
+    with host.unchanged():
+        assert "is missing" in host.macvm("start", "user", status=5).stderr
+    host.sh(f"cp /run/images/kept {base}")  # another inode and time, the same bytes
+    host.macvm("start", "user")
+    assert host.show("user")["state"] == "running"
