@@ -25,6 +25,8 @@ from provisioner.model.names import printable
 
 #: Keepalive: a daemon that is silent for this many seconds, this many times, is taken for hung.
 _KEEPALIVE = (2, 2)
+#: How long a daemon on this host may take to let a client in.
+_OPEN_SECONDS = 8.0
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: "unknown",
@@ -38,6 +40,7 @@ _STATES = {
 }
 
 _START_DAEMON = "is it running? systemctl start libvirtd (or virtqemud)"
+_HANGS = "the daemon hangs or has ended: systemctl status libvirtd (or virtqemud)"
 _loop = threading.Lock()
 _loop_runs = False
 
@@ -87,8 +90,7 @@ _OUR_ERRORS = {
 def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
     message = (error.get_error_message() or str(error)).strip()
     if "keepalive" in message or "connection closed" in message.lower() or "end of file" in message.lower():
-        hint = "the daemon hangs or has ended: systemctl status libvirtd (or virtqemud)"
-        return HypervisorFailed(f"libvirt stopped answering while {doing}", hint)
+        return HypervisorFailed(f"libvirt stopped answering when asked {doing}", _HANGS)
     kind, hint = _OUR_ERRORS.get(error.get_error_code(), (HypervisorFailed, "journalctl -u libvirtd says more"))
     return kind(f"libvirt refused {doing}: {message}", hint)
 
@@ -115,11 +117,7 @@ class Hypervisor:
         if self._connection is not None:
             return self._connection
         _start_event_loop()
-        try:
-            connect = libvirt.openReadOnly if self._readonly else libvirt.open
-            connection = connect(self.uri)
-        except libvirt.libvirtError as error:
-            raise self._cannot_open(error) from error
+        connection = self._connect()
         try:
             connection.setKeepAlive(*_KEEPALIVE)
         except libvirt.libvirtError as error:
@@ -128,6 +126,26 @@ class Hypervisor:
                 raise self._cannot_open(error) from error
         self._connection = connection
         return connection
+
+    def _connect(self) -> libvirt.virConnect:
+        """In a thread of its own: keepalive begins once the connection is there, and a daemon that hangs never lets it
+        come to be. One that is far away may want a password first, so it gets all the time."""
+        outcome: list[libvirt.virConnect | libvirt.libvirtError] = []
+
+        def attempt() -> None:
+            try:
+                outcome.append((libvirt.openReadOnly if self._readonly else libvirt.open)(self.uri))
+            except libvirt.libvirtError as error:
+                outcome.append(error)
+
+        thread = threading.Thread(target=attempt, name="libvirt-open", daemon=True)
+        thread.start()
+        thread.join(_OPEN_SECONDS if self.is_local else None)
+        if not outcome:
+            raise HypervisorFailed(f"libvirt at {printable(self.uri, 200)} does not answer", _HANGS)
+        if isinstance(outcome[0], libvirt.libvirtError):
+            raise self._cannot_open(outcome[0]) from outcome[0]
+        return outcome[0]
 
     def _cannot_open(self, error: libvirt.libvirtError) -> Exception:
         code, message = error.get_error_code(), (error.get_error_message() or str(error)).strip()
