@@ -1,4 +1,4 @@
-"""What all layers share: the rule for tests that cannot run here, the golden files' flag, and a look at the command line."""  # noqa: E501
+"""What all layers share: the rule for tests that cannot run here, the golden files' flag, and a look at the command line."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from provisioner.context import Context
 from provisioner.errors import NotFound
 from provisioner.host import disks
-from provisioner.model.machine import FoundMachine
+from provisioner.model.found import FoundMachine
 from provisioner.model.nic import Nic
 from provisioner.model.seed import network_files
 

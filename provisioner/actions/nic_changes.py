@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from provisioner.actions import guest, shims
 from provisioner.actions.nics import (
@@ -23,10 +24,11 @@ from provisioner.context import Context
 from provisioner.errors import PartlyDone, Unable, Usage
 from provisioner.host import links
 from provisioner.host.journal import Work
-from provisioner.model.machine import FoundMachine, FoundNic
+from provisioner.model.domain_xml.nics import find_nic_xml, link_of, same_source, with_link, with_source, without_alias
+from provisioner.model.found import FoundMachine, FoundNic
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing, MacvtapMode, Nic
-from provisioner.model.nic_xml import find_nic_xml, link_of, same_source, with_link, with_source, without_alias
+from provisioner.model.nic import Addressing, Nic
 
 #: Modes that the kernel changes among one another on a running macvtap.
 _LIVE_MODES = (MacvtapMode.BRIDGE, MacvtapMode.VEPA, MacvtapMode.PRIVATE)
@@ -70,8 +72,14 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     texts = [context.hypervisor.live_definition(machine.uuid), context.hypervisor.definition(machine.uuid)]
     old = [find_nic_xml(text, plan.found.mac) or "" for text in texts]
     told = context.store.told_of(machine.uuid).get(plan.found.mac, "")
-    facts = {"mac": plan.found.mac, "live": old[0] if plan.live else "", "saved": old[1] if plan.config else ""}
+    facts: dict[str, Any] = {
+        "mac": plan.found.mac,
+        "live": old[0] if plan.live else "",
+        "saved": old[1] if plan.config else "",
+    }
     facts["told"] = told
+    # Over and done with where the change is undone: those that the NIC has now are known from what it is told.
+    facts["routes"] = [[str(route.address), route.mac, route.parent] for route in guest_routes(after)]
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
     carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
     shown = after if asked.addressing is not None else replace(after, addressing=Addressing())
@@ -191,7 +199,14 @@ def _retell(context: Context, machine: FoundMachine, nic: Nic, told: str) -> Non
     context.store.retell(machine.uuid, machine.name, nic.mac, told, leases_of(nic))
 
 
-def put_back(context: Context, machine: FoundMachine, mac: Mac, facts: Mapping[str, str], work: Work) -> None:
+def put_back(
+    context: Context,
+    machine: FoundMachine,
+    mac: Mac,
+    facts: Mapping[str, Any],
+    routes: list[shims.GuestRoute],
+    work: Work,
+) -> None:
     """Undoes a killed change, from any state: wiring, link, leases and seed as they were."""
     if facts["live"]:
         with work.step("plug-back"):
@@ -200,14 +215,14 @@ def put_back(context: Context, machine: FoundMachine, mac: Mac, facts: Mapping[s
     if facts["saved"]:
         with work.step("saved-back"):
             _update(context, machine, facts["saved"], live=False)
-    if facts["told"]:
-        before = Nic.from_json(facts["told"])
-        with work.step("lease-back"):
-            _retell(context, machine, before, facts["told"])
-        with work.step("routes-back"):
-            shims.ensure(context, guest_routes(before))
-        with work.step("seed-back"):
-            rewrite_seed(context, machine)
+    before = Nic.from_json(facts["told"]) if facts["told"] else Nic(mac)
+    with work.step("lease-back"):
+        _retell(context, machine, before, facts["told"])
+    with work.step("routes-back"):
+        shims.release(context, routes)
+        shims.ensure(context, guest_routes(before))
+    with work.step("seed-back"):
+        rewrite_seed(context, machine)
 
 
 def _restore_running(context: Context, machine: FoundMachine, mac: Mac, old: str) -> None:
@@ -243,10 +258,13 @@ def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
     store = context.store
     old_routes = [route for route in shims.routes_of(store.leases(), machine.uuid) if route.mac == before.mac]
     was = store.told_of(machine.uuid).get(before.mac, "")
+    routes = guest_routes(after)
+    # These two once the old leases are back.
+    undo.then(lambda: rewrite_seed(context, machine))
+    undo.then(lambda: shims.release(context, routes))
     with work.step("lease"):
         undo.then(lambda: _retell(context, machine, before, was))
         _retell(context, machine, after, after.to_json())
-    routes = guest_routes(after)
     with work.step("routes"):
         undo.then(lambda: shims.ensure(context, old_routes))
         if plan.live:
@@ -254,5 +272,4 @@ def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
         shims.release(context, [route for route in old_routes if route not in routes])
     if plan.config and guest.seed_of(context, machine):
         with work.step("seed"):
-            undo.then(lambda: rewrite_seed(context, machine))
             rewrite_seed(context, machine)

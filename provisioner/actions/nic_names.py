@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from provisioner.errors import NotFound, Usage
-from provisioner.model.machine import FoundMachine, FoundNic
+from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import printable
 
 

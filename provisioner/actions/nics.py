@@ -16,10 +16,7 @@ from provisioner.errors import PartlyDone, TimeUp, Unable, Usage
 from provisioner.host import links
 from provisioner.host.hypervisor import NoSlot
 from provisioner.host.journal import Work
-from provisioner.model.machine import FoundMachine, FoundNic
-from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing, Nic
-from provisioner.model.nic_xml import (
+from provisioner.model.domain_xml.nics import (
     address_is_free,
     alias_of,
     count_slots,
@@ -27,6 +24,9 @@ from provisioner.model.nic_xml import (
     nic_xml,
     with_link,
 )
+from provisioner.model.found import FoundMachine, FoundNic
+from provisioner.model.names import Mac
+from provisioner.model.nic import Addressing, Nic
 
 #: Seconds that a guest may take to let go of a NIC.
 DETACH_TIMEOUT = 10.0
@@ -148,6 +148,8 @@ def _attach_steps(
             if nic.direct:
                 links.prepare_nic(nic.device, nic.mtu)
     if config:
+        # Once the definition is as it was.
+        undo.then(lambda: rewrite_seed(context, machine))
         with work.step("saved"):
             undo.then(lambda: _remove_saved(context, machine, nic.mac))
             _attach(context, machine, _saved_xml(context, machine, nic, options.trust), live=False)
@@ -159,7 +161,6 @@ def _attach_steps(
             shims.ensure(context, routes)
     if config:
         with work.step("seed"):
-            undo.then(lambda: rewrite_seed(context, machine))
             rewrite_seed(context, machine)
 
 

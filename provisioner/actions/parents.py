@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from provisioner.errors import MacvmError, NotFound, Taken, Unable, Usage
 from provisioner.host import links, netlink
 from provisioner.host.netlink import Link
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import printable
-from provisioner.model.nic import MacvtapMode
 
 #: Kinds of link that hand no foreign Ethernet frames on, or belong to one program alone.
 _UNFIT_KINDS = ("tun", "ipvlan", "ipvtap", "wireguard", "ipip", "sit", "gre", "ip6tnl", "vti", "ifb", "nlmon")

@@ -17,11 +17,14 @@ from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import system
 from provisioner.host.hypervisor import kvm_problem
 from provisioner.host.store import StoredImage
-from provisioner.model.domain_xml import domain_xml, parse
-from provisioner.model.machine import LEAST_MEMORY, Machine, Marks, human_size
+from provisioner.model.domain_xml.parsing import parse
+from provisioner.model.domain_xml.writing import domain_xml
+from provisioner.model.found import Marks
+from provisioner.model.machine import Machine
 from provisioner.model.names import check_name
 from provisioner.model.nic import Nic
 from provisioner.model.seed import SeedRequest, seed_files, takes_script
+from provisioner.model.sizes import LEAST_MEMORY, human_size
 from provisioner.resources import resource
 
 #: What QEMU's q35 takes.

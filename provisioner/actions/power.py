@@ -12,7 +12,7 @@ from provisioner.actions.wiring import check_device_free
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp, Unable
 from provisioner.host import links
-from provisioner.model.machine import FoundMachine
+from provisioner.model.found import FoundMachine
 from provisioner.model.nic import Nic
 
 #: A guest that is still booting misses the power button: it is pressed again after this many seconds.

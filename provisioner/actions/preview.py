@@ -12,9 +12,9 @@ from provisioner.actions.wiring import guest_routes
 from provisioner.context import Context
 from provisioner.errors import NotFound, Unable
 from provisioner.host import links, netlink
-from provisioner.model.machine import FoundMachine
+from provisioner.model.domain_xml.nics import nic_xml
+from provisioner.model.found import FoundMachine
 from provisioner.model.names import shim_name
-from provisioner.model.nic_xml import nic_xml
 
 Maker = Callable[[Context, Sequence[str]], list[str]]
 

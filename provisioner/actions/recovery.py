@@ -57,7 +57,7 @@ def _settle_one_machine(context: Context, row: Unfinished, work: Work) -> None:
     mac, facts = Mac(row.facts["mac"]), row.facts
     routes = list(Remains.read(row.machine, row.uuid, facts).routes)
     if row.action == "set":
-        nic_changes.put_back(context, machine, mac, facts, work)
+        nic_changes.put_back(context, machine, mac, facts, routes, work)
     else:
         halves = (facts.get("live", True), facts.get("config", True))
         nics.take_away(context, machine, mac, halves, routes, work)

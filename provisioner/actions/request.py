@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from provisioner.model.machine import DirectBoot, Vnc
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing, MacvtapMode
+from provisioner.model.nic import Addressing
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,9 @@ from provisioner.errors import MacvmError, Taken, Unable
 from provisioner.host import links, netlink
 from provisioner.host.netlink import Link
 from provisioner.host.store import Lease
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import shim_mac, shim_name
-from provisioner.model.nic import Address, MacvtapMode
+from provisioner.model.nic import Address
 
 _ALIAS = f"{links.MARK}shim:"
 
@@ -179,5 +180,9 @@ def _release_route(context: Context, route: GuestRoute) -> None:
     if not any(lease.address == str(route.address) for lease in held):
         links.remove_route(route.address, shim.index)
         links.remove_neighbour(route.address, shim.index)
+        source = pinned_source(route.parent, route.address)
+        others = [pinned_source(lease.parent, ipaddress.ip_address(lease.address)) for lease in held]
+        if source and source.version == 6 and source not in others:
+            links.remove_proxy(source, shim.index)
     if not held:
         links.remove(shim)

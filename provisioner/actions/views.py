@@ -14,7 +14,7 @@ from provisioner.errors import HypervisorFailed, NotFound
 from provisioner.host import netlink
 from provisioner.host.netlink import Link
 from provisioner.host.store import Lease
-from provisioner.model.machine import FoundMachine, FoundNic
+from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import printable
 
 

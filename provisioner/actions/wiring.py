@@ -14,7 +14,7 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, Problems, Taken, Unable, Usage
 from provisioner.host import netlink, system
 from provisioner.host.store import LeaseClaim
-from provisioner.model.machine import FoundMachine
+from provisioner.model.found import FoundMachine
 from provisioner.model.names import Mac
 from provisioner.model.nic import Address, Addressing, Interface, Nic, check_usable
 

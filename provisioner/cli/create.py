@@ -18,7 +18,7 @@ from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
 from provisioner.errors import MacvmError, PartlyDone, Usage
 from provisioner.model.machine import DirectBoot
-from provisioner.model.nic import MacvtapMode
+from provisioner.model.mode import MacvtapMode
 
 _PATH = click.Path(path_type=Path)
 

@@ -12,7 +12,7 @@ from provisioner.cli.base import group, options_of
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.errors import Usage
 from provisioner.host.store import StoredImage
-from provisioner.model.machine import human_size
+from provisioner.model.sizes import human_size
 
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from provisioner.errors import Usage
-from provisioner.model.machine import Vnc, parse_size
+from provisioner.model.machine import Vnc
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, printable
-from provisioner.model.nic import MacvtapMode, parse_address, parse_addressing
+from provisioner.model.nic import parse_address, parse_addressing
+from provisioner.model.sizes import parse_size
 
 if TYPE_CHECKING:
     from provisioner.actions.request import NicRequest

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from provisioner.errors import MacvmError, NotFound, Unable, Usage
 from provisioner.host.commands import ToolFailed, run
-from provisioner.model.machine import human_size
 from provisioner.model.names import printable
 from provisioner.model.seed import VOLUME_LABEL
+from provisioner.model.sizes import human_size
 
 #: The largest disk that an image may claim: a hostile one of 1 MB can claim 60 TiB.
 MOST_VIRTUAL = 8 << 40

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import libvirt
 
 from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
-from provisioner.model.domain_xml import found_machine
-from provisioner.model.machine import FoundMachine
+from provisioner.model.domain_xml.reading import found_machine
+from provisioner.model.found import FoundMachine
 from provisioner.model.names import printable
 
 #: Keepalive: a daemon that is silent for this many seconds, this many times, is taken for hung.

@@ -16,7 +16,8 @@ from typing import Any
 from provisioner.errors import MacvmError, NotFound, Taken, Unable
 from provisioner.host import netlink
 from provisioner.host.netlink import Link
-from provisioner.model.nic import Address, MacvtapMode
+from provisioner.model.mode import MacvtapMode
+from provisioner.model.nic import Address
 
 #: `ifalias` of what macvm made begins with it.
 MARK = "macvm:"
@@ -164,6 +165,12 @@ def add_proxy(address: Address, device: Link) -> None:
     """Has the host answer neighbour solicitations for its own IPv6 address on another link. There already is fine."""
     with contextlib.suppress(Taken), _kernel(f"answer for {address} on {device.name}") as ip:
         ip.neigh("add", dst=str(address), ifindex=device.index, family=socket.AF_INET6, flags=0x08, protocol=PROTOCOL)
+
+
+def remove_proxy(address: Address, device: int) -> None:
+    """Gone already is fine."""
+    with contextlib.suppress(NotFound), _kernel(f"no longer answer for {address}") as ip:
+        ip.neigh("del", dst=str(address), ifindex=device, family=socket.AF_INET6, flags=0x08)
 
 
 def sysctl(key: str, value: str) -> None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from provisioner.model.nic import MacvtapMode
+from provisioner.model.mode import MacvtapMode
 
 
 class Place(enum.Enum):

@@ -10,11 +10,13 @@ import pytest
 from lxml import etree  # noqa: TID251 - reads libvirt's schema
 
 from provisioner.errors import Usage
-from provisioner.model import domain_xml as module
-from provisioner.model.domain_xml import domain_xml, found_machine
-from provisioner.model.machine import DirectBoot, Machine, Marks, Vnc
+from provisioner.model.domain_xml.reading import found_machine
+from provisioner.model.domain_xml.writing import SPARE_ROOT_PORTS, domain_xml
+from provisioner.model.found import Marks
+from provisioner.model.machine import DirectBoot, Machine, Vnc
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import MacvtapMode, Nic, parse_addressing
+from provisioner.model.nic import Nic, parse_addressing
 from provisioner.model.seed import SeedRequest, seed_files
 from provisioner.resources import resource
 from tests.conftest import Require
@@ -43,8 +45,8 @@ PLAIN = Machine(
 )
 
 ONE_OF_EACH = tuple(
-    Nic(mac(number), mode=mode, parent=f"eth{number}", mtu=1400 if number == 2 else None, addressing=parse_addressing([word]))  # noqa: E501
-    for number, (mode, word) in enumerate(zip(MacvtapMode, ("192.0.2.11/24", "dhcp", "none", "2001:db8::4/64"), strict=True))  # noqa: E501
+    Nic(mac(number), mode=mode, parent=f"eth{number}", mtu=1400 if number == 2 else None, addressing=parse_addressing([word]))
+    for number, (mode, word) in enumerate(zip(MacvtapMode, ("192.0.2.11/24", "dhcp", "none", "2001:db8::4/64"), strict=True))
 )  # fmt: skip
 
 DUAL = Nic(
@@ -160,7 +162,7 @@ def test_q35_has_room_for_nics_to_come() -> None:
     root = etree.fromstring(written("every-mode"))
     ports = root.findall(".//controller[@model='pcie-root-port']")
     needed = len(root.findall(".//interface")) + len(root.findall(".//disk/target[@bus='virtio']"))
-    assert len(ports) >= needed + module.SPARE_ROOT_PORTS
+    assert len(ports) >= needed + SPARE_ROOT_PORTS
 
 
 BOMB = '<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa">' + "".join(

@@ -11,7 +11,7 @@ from provisioner.actions.parents import Links, check_parent, choose_parent, usab
 from provisioner.errors import MacvmError, NotFound, Taken, Unable, Usage
 from provisioner.host import netlink
 from provisioner.host.netlink import Link
-from provisioner.model.nic import MacvtapMode
+from provisioner.model.mode import MacvtapMode
 from tests.conftest import Require
 from tests.netns.conftest import ip
 

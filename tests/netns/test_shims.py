@@ -12,8 +12,8 @@ from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import Taken, Unable
 from provisioner.host import links, netlink
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, shim_mac, shim_name
-from provisioner.model.nic import MacvtapMode
 from tests.netns.conftest import ip
 
 pytestmark = pytest.mark.usefixtures("lan")

@@ -30,7 +30,7 @@ SOLE_IMPORTER = {
     "libvirt": "host/hypervisor.py",
     "libvirt_qemu": "host/hypervisor.py",
     "pyroute2": "host/links.py",
-    "lxml": ("model/domain_xml.py", "model/nic_xml.py"),
+    "lxml": "model/domain_xml/",
     "pycdlib": "host/disks.py",
     "sqlite3": "host/",
     "click": "cli/",

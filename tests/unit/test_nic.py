@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioner.errors import Usage
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing, MacvtapMode, Nic, parse_address, parse_addressing, parse_interface
+from provisioner.model.nic import Addressing, Nic, parse_address, parse_addressing, parse_interface
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisioner.model.nic import MacvtapMode
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.reach import Place, Station, Verdict, expected
 
 WORDS: dict[str, MacvtapMode | Place] = {member.value: member for kind in (MacvtapMode, Place) for member in kind}

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from provisioner.cli import parameters
 from provisioner.errors import Usage
-from provisioner.model.machine import Vnc, human_size, parse_size
-from provisioner.model.nic import MacvtapMode
+from provisioner.model.machine import Vnc
+from provisioner.model.mode import MacvtapMode
+from provisioner.model.sizes import human_size, parse_size
 
 
 @pytest.mark.parametrize(

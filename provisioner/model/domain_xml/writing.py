@@ -1,7 +1,4 @@
-"""A machine to libvirt's domain XML, and back. The only importer of lxml; XML is built from nodes, never from strings.
-
-Elements are those of https://libvirt.org/formatdomain.html.
-"""
+"""A machine to the XML that libvirt is to define."""
 
 from __future__ import annotations
 
@@ -11,42 +8,15 @@ from pathlib import Path
 from lxml import etree
 
 from provisioner.errors import Usage
-from provisioner.model.machine import FoundMachine, FoundNic, Machine, Marks
-from provisioner.model.names import Mac
-from provisioner.model.nic import MacvtapMode, Nic
+from provisioner.model.domain_xml.parsing import NAMESPACE, NS, Element, parse
+from provisioner.model.found import Marks
+from provisioner.model.machine import Machine
+from provisioner.model.nic import Nic
 
-#: macvm's namespace in `<metadata>`; libvirt keeps foreign namespaces there as they are.
-NAMESPACE = "urn:macvm:machine:1"
 _PREFIX = "macvm"
-_NS = f"{{{NAMESPACE}}}"
 
 #: Root ports left free on q35, so that NICs can be attached while the machine runs: each port takes one device.
 SPARE_ROOT_PORTS = 14
-
-Element = etree._Element
-
-
-def _parser() -> etree.XMLParser:
-    # No entities, no DTD, no network: templates and domains may come from anyone.
-    return etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False)
-
-
-def parse(text: str | bytes, what: str) -> Element:
-    """The root of a domain's XML. Raises Usage where it is no XML, no domain, or brings a document type of its own."""
-    hint = "a template is a libvirt domain, as `virsh dumpxml` prints it"
-    try:
-        root = etree.fromstring(text.encode() if isinstance(text, str) else text, _parser())
-    except etree.XMLSyntaxError as error:
-        raise Usage(f"{what} is no XML: {error.msg}", hint) from None
-    if _has_doctype(root):
-        raise Usage(f"{what} has a document type declaration, which could hide entities", "take the <!DOCTYPE …> out")
-    if root.tag != "domain":
-        raise Usage(f"{what} is no libvirt domain: its root element is <{root.tag}>", hint)
-    return root
-
-
-def _has_doctype(root: Element) -> bool:
-    return bool(getattr(root.getroottree().docinfo, "doctype", ""))
 
 
 def _child(parent: Element, tag: str) -> Element:
@@ -125,14 +95,14 @@ def interface(nic: Nic) -> Element:
 
 def _fill_marks(root: Element, marks: Marks) -> None:
     metadata = _child(root, "metadata")
-    _drop(metadata, f"{_NS}machine")
-    mark = etree.SubElement(metadata, f"{_NS}machine", nsmap={_PREFIX: NAMESPACE})
+    _drop(metadata, f"{NS}machine")
+    mark = etree.SubElement(metadata, f"{NS}machine", nsmap={_PREFIX: NAMESPACE})
     for tag in ("image", "base", "login", "lab"):
         value = getattr(marks, tag)
         if value:
-            etree.SubElement(mark, _NS + tag).text = value
+            etree.SubElement(mark, NS + tag).text = value
     for key, value in marks.labels:
-        etree.SubElement(mark, f"{_NS}label", key=key).text = value
+        etree.SubElement(mark, f"{NS}label", key=key).text = value
 
 
 def _fill_cpu(root: Element, machine: Machine) -> None:
@@ -279,54 +249,3 @@ def _order(root: Element) -> None:
         for controller in reversed(pci):
             devices.remove(controller)
             devices.insert(0, controller)
-
-
-def has_serial_console(text: str | bytes) -> bool:
-    """Whether the template has a serial port for `console` and its log."""
-    return parse(text, "the template").find("devices/serial") is not None
-
-
-def found_machine(text: str, state: str = "unknown", autostart: bool = False) -> FoundMachine:
-    """What macvm needs to know of a domain, from its XML."""
-    root = parse(text, "the domain")
-    interfaces = root.findall("devices/interface")
-    # The disks themselves, and the bases below them where the definition or the running domain names them.
-    files = [Path(source.get("file", "")) for source in root.iterfind("devices/disk//source[@file]")]
-    return FoundMachine(
-        name=root.findtext("name") or "",
-        uuid=root.findtext("uuid") or "",
-        nics=tuple(_found_nic(element) for element in interfaces if element.find("mac") is not None),
-        marks=_found_marks(root.find(f"metadata/{_NS}machine")),
-        files=tuple(files),
-        state=state,
-        autostart=autostart,
-    )
-
-
-def _found_marks(mark: Element | None) -> Marks | None:
-    if mark is None:
-        return None
-    labels = tuple((label.get("key", ""), label.text or "") for label in mark.findall(f"{_NS}label"))
-    texts = {tag: mark.findtext(_NS + tag) or "" for tag in ("image", "base", "login", "lab")}
-    return Marks(labels=labels, **texts)
-
-
-def _attribute(element: Element, path: str, name: str, default: str = "") -> str:
-    found = element.find(path)
-    return default if found is None else found.get(name, default)
-
-
-def _found_nic(element: Element) -> FoundNic:
-    mode = _attribute(element, "source", "mode")
-    kind = element.get("type", "")
-    return FoundNic(
-        mac=Mac(_attribute(element, "mac", "address").lower()),
-        kind=kind,
-        # A direct NIC without a mode is VEPA to libvirt; a network's NIC shows the mode it got while it runs.
-        mode=MacvtapMode(mode) if mode else (MacvtapMode.VEPA if kind == "direct" else None),
-        parent=_attribute(element, "source", "dev") if kind == "direct" else "",
-        network=_attribute(element, "source", "network"),
-        device=_attribute(element, "target", "dev"),
-        model=_attribute(element, "model", "type"),
-        link=_attribute(element, "link", "state", "up"),
-    )

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from lxml import etree
 
-from provisioner.model.domain_xml import Element, interface, parse
+from provisioner.model.domain_xml.parsing import Element, parse
+from provisioner.model.domain_xml.writing import interface
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import MacvtapMode, Nic
+from provisioner.model.nic import Nic
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,56 @@
+"""A domain, as macvm needs to know it, from libvirt's XML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from provisioner.model.domain_xml.parsing import NS, Element, parse
+from provisioner.model.found import FoundMachine, FoundNic, Marks
+from provisioner.model.mode import MacvtapMode
+from provisioner.model.names import Mac
+
+
+def found_machine(text: str, state: str = "unknown", autostart: bool = False) -> FoundMachine:
+    """What macvm needs to know of a domain, from its XML."""
+    root = parse(text, "the domain")
+    interfaces = root.findall("devices/interface")
+    # The disks themselves, and the bases below them where the definition or the running domain names them.
+    files = [Path(source.get("file", "")) for source in root.iterfind("devices/disk//source[@file]")]
+    return FoundMachine(
+        name=root.findtext("name") or "",
+        uuid=root.findtext("uuid") or "",
+        nics=tuple(_found_nic(element) for element in interfaces if element.find("mac") is not None),
+        marks=_found_marks(root.find(f"metadata/{NS}machine")),
+        files=tuple(files),
+        state=state,
+        autostart=autostart,
+    )
+
+
+def _found_marks(mark: Element | None) -> Marks | None:
+    if mark is None:
+        return None
+    labels = tuple((label.get("key", ""), label.text or "") for label in mark.findall(f"{NS}label"))
+    texts = {tag: mark.findtext(NS + tag) or "" for tag in ("image", "base", "login", "lab")}
+    return Marks(labels=labels, **texts)
+
+
+def _attribute(element: Element, path: str, name: str, default: str = "") -> str:
+    found = element.find(path)
+    return default if found is None else found.get(name, default)
+
+
+def _found_nic(element: Element) -> FoundNic:
+    mode = _attribute(element, "source", "mode")
+    kind = element.get("type", "")
+    return FoundNic(
+        mac=Mac(_attribute(element, "mac", "address").lower()),
+        kind=kind,
+        # A direct NIC without a mode is VEPA to libvirt; a network's NIC shows the mode it got while it runs.
+        mode=MacvtapMode(mode) if mode else (MacvtapMode.VEPA if kind == "direct" else None),
+        parent=_attribute(element, "source", "dev") if kind == "direct" else "",
+        network=_attribute(element, "source", "network"),
+        device=_attribute(element, "target", "dev"),
+        model=_attribute(element, "model", "type"),
+        link=_attribute(element, "link", "state", "up"),
+    )

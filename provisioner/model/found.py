@@ -1,0 +1,47 @@
+"""A machine and its NICs as libvirt has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from provisioner.model.mode import MacvtapMode
+from provisioner.model.names import Mac
+
+
+@dataclass(frozen=True)
+class Marks:
+    """macvm's facts about a machine, kept in the domain's `<metadata>`."""
+
+    image: str = ""
+    base: str = ""
+    login: str = ""
+    lab: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class FoundNic:
+    """A NIC as a domain's XML has it. `kind` is libvirt's interface type; `device` is empty where none is named."""
+
+    mac: Mac
+    kind: str
+    mode: MacvtapMode | None = None
+    parent: str = ""
+    network: str = ""
+    device: str = ""
+    model: str = ""
+    link: str = "up"
+
+
+@dataclass(frozen=True)
+class FoundMachine:
+    """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks."""
+
+    name: str
+    uuid: str
+    nics: tuple[FoundNic, ...] = ()
+    marks: Marks | None = None
+    files: tuple[Path, ...] = ()
+    state: str = "unknown"
+    autostart: bool = False
