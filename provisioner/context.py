@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from provisioner.errors import Unable, Usage
 from provisioner.host import locks
 from provisioner.host import store as stores
 from provisioner.host.hypervisor import Hypervisor, is_local
-from provisioner.host.journal import Checkpoint, Journal
 from provisioner.host.store import Store
+
+if TYPE_CHECKING:
+    from provisioner.host.journal import Journal
 
 CONFIG = Path("/etc/macvm/config.toml")
 
@@ -98,7 +100,7 @@ class Context:
     settings: Settings
     hypervisor: Hypervisor
     say: Callable[[str], None] = _nothing
-    checkpoint: Checkpoint = _nothing
+    checkpoint: Callable[[str], None] = _nothing
     clock: Callable[[], float] = time.monotonic
     _opened: list[Store] = field(default_factory=list)
 
@@ -131,6 +133,9 @@ class Context:
 
     @property
     def journal(self) -> Journal:
+        # Commands that only look do without it, unless there is something in it.
+        from provisioner.host.journal import Journal
+
         return Journal(self.store, self.checkpoint, self.clock)
 
     @contextlib.contextmanager

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from provisioner.context import Context
-from provisioner.host.journal import Journal
 
 
 def unfinished_lines(context: Context) -> list[str]:
     """`create web1, 3 min ago` for each abandoned row: for commands that only look, and change nothing."""
     store = context.reading_store
-    if store is None:
+    if store is None or not store.rows("SELECT 1 FROM journal LIMIT 1"):
         return []
+    from provisioner.host.journal import Journal
+
     rows = Journal(store, context.checkpoint, context.clock).abandoned()
     return [f"{row.action} {row.machine}, {_ago(row.age)}" for row in rows]
 

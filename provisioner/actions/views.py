@@ -8,14 +8,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from provisioner.context import Context
 from provisioner.errors import HypervisorFailed, NotFound
-from provisioner.host import netlink
-from provisioner.host.netlink import Link
-from provisioner.host.store import Lease
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import printable
+
+if TYPE_CHECKING:
+    from provisioner.host.netlink import Link
+    from provisioner.host.store import Lease
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def look(context: Context) -> Listing:
         found = context.hypervisor.machines()
     except HypervisorFailed as problem:
         return Listing(_from_store(context, leases), problem)
-    links = _links_by_name(context)
+    # With nothing running there is no host device to look for.
+    links = _links_by_name(context) if any(nic.device for machine in found for nic in machine.nics) else {}
     return Listing(tuple(_machine_view(machine, leases, links) for machine in found))
 
 
@@ -112,6 +115,8 @@ def _leases_by_mac(context: Context) -> dict[str, list[Lease]]:
 
 
 def _links_by_name(context: Context) -> dict[str, Link]:
+    from provisioner.host import netlink
+
     return {link.name: link for link in netlink.links()} if context.hypervisor.is_local else {}
 
 

@@ -10,7 +10,7 @@ import click
 
 from provisioner.actions import machines, preview, views, waiting
 from provisioner.actions.request import CreateRequest, NicRequest
-from provisioner.cli import parameters, render
+from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
 from provisioner.cli.machines import open_console
 from provisioner.cli.run import changing, looking, tell
@@ -56,11 +56,11 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--wait", "wait_for", is_flag=False, flag_value="ping", metavar="[=ping]", help="Until the guest answers."
 )
-@click.option("--timeout", type=parameters.SECONDS, default="120", help="How long --wait waits.  [120s]")
+@click.option("--timeout", type=words.SECONDS, default="120", help="How long --wait waits.  [120s]")
 @click.option("--console", is_flag=True, help="Open the serial console afterwards.")
 @click.option("--count", type=int, metavar="N", help="NAME-1 … NAME-N, at consecutive addresses.")
 @click.option("--lab", default="", metavar="L", help="The lab it belongs to.")
-@click.option("--label", "labels", multiple=True, type=parameters.LABEL, help="For `list -l`.")
+@click.option("--label", "labels", multiple=True, type=words.LABEL, help="For `list -l`.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> None:
     """Create and start a VM on the LAN.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from provisioner.actions import images, machines, power, preview, views, waiting
-from provisioner.cli import parameters, render
+from provisioner.cli import render, words
 from provisioner.cli.base import Command, options_of
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.context import load_settings
@@ -51,7 +51,7 @@ def _preview(make: preview.Maker, names: Sequence[str]) -> None:
         click.echo("\n".join(make(context, names)))
 
 
-_TIMEOUT = click.option("--timeout", type=parameters.SECONDS, default="60", help="How long the guest may take.  [60s]")
+_TIMEOUT = click.option("--timeout", type=words.SECONDS, default="60", help="How long the guest may take.  [60s]")
 _FORCE = click.option("--force", is_flag=True, help="Cut the power.")
 
 
@@ -144,7 +144,7 @@ def open_console(name: str) -> None:
 @click.command(cls=Command)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…")
 @click.option("--for", "what", type=click.Choice(["ping"]), default="ping", help="What to wait for.  [ping]")
-@click.option("--timeout", type=parameters.SECONDS, default="60", help="How long.  [60s]")
+@click.option("--timeout", type=words.SECONDS, default="60", help="How long.  [60s]")
 def wait(names: Sequence[str], what: str, timeout: float) -> None:
     """Wait until VMs answer."""
     with looking() as (context, options):

@@ -10,7 +10,7 @@ import click
 from provisioner.actions import views
 from provisioner.actions.request import NicRequest
 from provisioner.actions.views import MachineView, NicView
-from provisioner.cli import parameters, render
+from provisioner.cli import parameters, render, words
 from provisioner.cli.base import group, options_of
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import nic_cells
@@ -117,7 +117,7 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
 @click.argument("name")
 @click.argument("nic", metavar="NIC")
 @_scope
-@click.option("--timeout", type=parameters.SECONDS, default="10", help="How long the guest may take.  [10s]")
+@click.option("--timeout", type=words.SECONDS, default="10", help="How long the guest may take.  [10s]")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def detach(name: str, nic: str, scopes: Sequence[str], timeout: float, dry_run: bool) -> None:
     """Detach a NIC, named by its MAC, the MAC's last bytes, its host device, or its parent or network.

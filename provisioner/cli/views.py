@@ -8,7 +8,7 @@ import click
 
 from provisioner.actions import views
 from provisioner.actions.views import MachineView, NicView
-from provisioner.cli import parameters, render
+from provisioner.cli import render, words
 from provisioner.cli.base import Command
 from provisioner.cli.run import looking
 
@@ -50,7 +50,7 @@ def print_machine(machine: MachineView) -> None:
 @click.command("list", cls=Command)
 @click.argument("globs", nargs=-1, metavar="[GLOB]…")
 @click.option("--lab", metavar="L", help="Only this lab's.")
-@click.option("-l", "--label", "labels", multiple=True, type=parameters.LABEL, help="Only those with this label.")
+@click.option("-l", "--label", "labels", multiple=True, type=words.LABEL, help="Only those with this label.")
 def list_(globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]) -> None:
     """List VMs with their NICs and addresses, whoever made them."""
     with looking() as (context, options):

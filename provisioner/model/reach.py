@@ -8,6 +8,8 @@ The rules are those of the kernel's drivers/net/macvlan.c, each measured with pa
   nobody; and a private port is given none but from outside. That ends ARP and neighbour discovery, and so every ping;
 - `macvlan_handle_frame` looks at the destination alone for a unicast frame: with hairpin even a private NIC gets one
   from its own parent, where the sender knows its MAC without asking. So private is no wall between neighbours.
+  What the host says by broadcast from the parent itself comes back as from outside, to private NICs too: one may learn
+  the host's MAC from it, and a ping then pass by luck.
 
 The host takes part through its shim, which is a macvlan in bridge mode. NICs with different parents reach one another
 as any two machines of the LAN do; passthrough always has a parent of its own.

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from provisioner.cli import parameters
+from provisioner.cli import parameters, words
 from provisioner.errors import Usage
 from provisioner.model.machine import Vnc
 from provisioner.model.mode import MacvtapMode
@@ -58,13 +58,13 @@ def test_a_size_for_people_is_within_a_twentieth(size: int) -> None:
 
 @pytest.mark.parametrize(("text", "seconds"), [("60", 60), ("60s", 60), ("2m", 120), ("0", 0), ("1.5", 1.5)])
 def test_times(text: str, seconds: float) -> None:
-    assert parameters.SECONDS.convert(text, None, None) == seconds
+    assert words.SECONDS.convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "-1", "nan", "inf", "1h", "soon"])
 def test_what_is_no_time(text: str) -> None:
     with pytest.raises(Usage, match="is no time"):
-        parameters.SECONDS.convert(text, None, None)
+        words.SECONDS.convert(text, None, None)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_is_no_mtu(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "=x", "key", "a=\x01", "a=\ud800", "\0=a", "a=\ufffe"], ids=ascii)
 def test_what_is_no_label(text: str) -> None:
     with pytest.raises(Usage, match="is no label"):
-        parameters.LABEL.convert(text, None, None)
+        words.LABEL.convert(text, None, None)
 
 
 @pytest.mark.parametrize(
