@@ -159,7 +159,9 @@ TABLE = [
     Bad(f"{FILES}/huge.qcow2 new", 2, "60 TiB", "8.0 TiB", command="image import"),
     Bad(f"{FILES}/text.qcow2 ../new", 2, "cannot be a", command="image import"),
     Bad(f"{FILES}/text.qcow2 tiny", 4, "an image tiny already", "tiny:2", command="image import"),
-    Bad(f"{FILES}/text.qcow2 new --checksum sha256:{'0' * 64}", 2, "checksum", "expected sha256", command="image import"),
+    Bad(
+        f"{FILES}/text.qcow2 new --checksum sha256:{'0' * 64}", 2, "checksum", "expected sha256", command="image import"
+    ),
     Bad(f"{FILES}/text.qcow2 new --checksum md5:1", 2, "not understood", "sha256", command="image import"),
     Bad("nothere --yes", 3, "no image 'nothere'", command="image delete"),
     # all at once
@@ -168,7 +170,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize("bad", TABLE, ids=lambda bad: f"{bad.command} {bad.words[-60:]!r}".encode("ascii", "replace").decode())
+@pytest.mark.parametrize(
+    "bad", TABLE, ids=lambda bad: f"{bad.command} {bad.words[-60:]!r}".encode("ascii", "replace").decode()
+)
 def test_bad_input(host: KvmHost, bad: Bad) -> None:
     before = host.state()
     # `|` stands for a blank inside a word; an empty word is the empty name.

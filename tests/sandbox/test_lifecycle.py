@@ -299,7 +299,9 @@ def test_autostart(clean: KvmHost) -> None:
         assert f"Autostart:      {shown}" in clean.sh("virsh dominfo early")
 
 
-@pytest.mark.parametrize("words", [("start",), ("stop",), ("stop", "--force"), ("restart",), ("autostart", "on"), ("delete",)])
+@pytest.mark.parametrize(
+    "words", [("start",), ("stop",), ("stop", "--force"), ("restart",), ("autostart", "on"), ("delete",)]
+)
 def test_dry_runs_say_the_lines_and_do_nothing(clean: KvmHost, web: str, words: tuple[str, ...]) -> None:
     before = clean.state()
     said = clean.macvm(*words, "web", "--dry-run").stdout
