@@ -34,13 +34,14 @@ for domain in libvirt.openReadOnly("qemu:///system").listAllDomains():
     domain.XMLDesc()
 """
 
+_NIC = '<interface type="direct"><source dev="eth0" mode="bridge"/><model type="virtio"/></interface>'
 _DOMAIN = """
 <domain type="qemu">
   <name>small{number}</name>
   <memory unit="MiB">16</memory>
   <os><type arch="x86_64" machine="q35">hvm</type></os>
   <devices>
-    <interface type="direct"><source dev="eth0" mode="bridge"/><model type="virtio"/></interface>
+    {nics}
   </devices>
 </domain>
 """
@@ -66,13 +67,15 @@ def _remove_installed() -> None:
     _DISK.unlink()
 
 
-def define_machines(count: int) -> None:
-    """Small machines without a disk, not started."""
+def define_machines(count: int, nics: int) -> None:
+    """Small machines without a disk, not started; those of an earlier call go."""
+    names = output(["virsh", "list", "--all", "--name"]).split()
+    output(["virsh", "; ".join(f"undefine {name}" for name in names if name.startswith("small")) or "version"])
     with tempfile.TemporaryDirectory() as folder:
         commands = []
         for number in range(count):
             path = Path(folder, f"{number}.xml")
-            path.write_text(_DOMAIN.format(number=number))
+            path.write_text(_DOMAIN.format(number=number, nics=nics * _NIC))
             commands.append(f"define {path}")
         output(["virsh", "; ".join(commands)])
 
@@ -84,3 +87,19 @@ virt_install = Side("qemu-img, virt-install --import", ["sh", "-e", "-c", _VIRT_
 list_ = Side("macvm list", [_MACVM, "list"])
 virsh_list = Side("virsh list --all", ["virsh", "list", "--all"])
 bare_list = Side("python, click, libvirt, an XML each", [sys.executable, "-c", _BARE_LIST])
+
+_MAC = "52:54:00:0b:e0:01"
+attach = Side(
+    "macvm nic attach, static",
+    [_MACVM, "nic", "attach", "web1", "--mac", _MAC, "--ip", "192.0.2.12/24"],
+    lambda: output([_MACVM, "nic", "detach", "web1", _MAC]),
+)
+virsh_attach = Side(
+    "virsh attach-interface, live and saved",
+    [
+        *["virsh", "attach-interface", "web1", "direct", "eth0", "--model", "virtio", "--live", "--config", "--mac"],
+        _MAC,
+    ],
+    lambda: output([*["virsh", "detach-interface", "web1", "direct", "--live", "--config", "--mac"], _MAC]),
+)
+nic_list = Side("macvm nic list --all", [_MACVM, "nic", "list", "--all"])
