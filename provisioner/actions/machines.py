@@ -115,7 +115,8 @@ def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
     if plan.start:
         with work.step("start"):
             _make_way(context, plan)
-            links.warm_up()
+            if shims.will_make(plan.routes):
+                links.warm_up()
             hypervisor.start(machine.uuid, machine.name, paused=True)
         with work.step("nics"):
             power.prepare_nics(context, machine.uuid)
@@ -166,7 +167,6 @@ def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) 
     """
     context.require_local_root("deleting a VM")
     doomed = [_find_own(context, name) for name in dict.fromkeys(names)]
-    links.warm_up()
     deleted: list[Deleted] = []
     problems: list[MacvmError] = []
     for name, uuid in doomed:

@@ -67,7 +67,6 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     """Raises NotFound; Usage for what needs `--replug`; Problems; PartlyDone when the guest does not let go."""
     require_rights(context, Addressing(dhcp=True))
     plan = plan_change(context, name, wanted, asked)
-    links.warm_up()
     machine, after = plan.machine, plan.after
     texts = [context.hypervisor.live_definition(machine.uuid), context.hypervisor.definition(machine.uuid)]
     old = [find_nic_xml(text, plan.found.mac) or "" for text in texts]

@@ -84,7 +84,6 @@ def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptio
     require_rights(context, wanted.addressing)
     if not context.hypervisor.is_local:
         return _attach_elsewhere(context, name, wanted, options)
-    links.warm_up()
     machine, nic, (live, config), notes = plan_attach(context, name, wanted, options)
     leases = leases_of(nic)
     told: dict[str, str] = {nic.mac: nic.to_json()}
@@ -142,6 +141,8 @@ def _attach_steps(
     if live:
         with work.step("live"):
             undo.then(lambda: _remove_live(context, machine, nic.mac))
+            if shims.will_make(routes):
+                links.warm_up()
             shims.give_way(context, nic.parent, nic.mode)
             # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
             _attach(context, machine, nic_xml(nic, link="down", trust=options.trust), live=True)
@@ -252,7 +253,6 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
     """
     if context.hypervisor.is_local:
         context.require_local_root("detaching a NIC")
-    links.warm_up()
     machine, nic, (live, config) = plan_detach(context, name, wanted, scope)
     if not context.hypervisor.is_local:
         gone = not live or detach_running(context, machine, nic.mac, timeout)

@@ -19,7 +19,7 @@ from provisioner.errors import MacvmError, NotFound
 from provisioner.model.nic import Address, Interface
 
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
-_NLM_F_REQUEST, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 1, 0x300, 0x10
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NTF_PROXY = 0x08
 
@@ -113,6 +113,20 @@ def _dump(kind: int, request: bytes) -> list[bytes]:
         if not interrupted:
             return answers
     return answers
+
+
+def request(kind: int, flags: int, header: bytes, attributes: Attributes) -> None:
+    """Sends one change and waits for the kernel's word on it. Raises OSError with its errno."""
+    body = header + b"".join(
+        struct.pack("HH", 4 + len(data), number) + data + bytes(-len(data) % 4) for number, data in attributes.items()
+    )
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
+        channel.bind((0, 0))
+        channel.send(struct.pack("IHHII", 16 + len(body), kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, 1, 0) + body)
+        data = channel.recv(1 << 16)
+    number = -struct.unpack_from("i", data, 16)[0]
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def _text(data: bytes | None) -> str:
