@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 
 from provisioner.errors import TimeUp, Unable
-from provisioner.host import sandbox_client
 from provisioner.host.commands import ToolFailed
-from provisioner.host.sandbox_client import Running
-from provisioner.host.sandbox_node import LAN, SOCKETS, SWITCH, addresses, host_name
+from provisioner.host.sandbox import client, terminal
+from provisioner.host.sandbox.client import Running
+from provisioner.host.sandbox.layout import LAN, SOCKETS, SWITCH, addresses, host_name
+from provisioner.host.sandbox.owner import Owner
 
 #: KVM hosts that fit below the DHCP server's range.
 MOST_HOSTS = 98
@@ -82,7 +83,7 @@ class Node:
             os.write(given, input.encode())
             os.lseek(given, 0, os.SEEK_SET)
             words = [str(word) for word in argv]
-            running = sandbox_client.start(
+            running = client.start(
                 self._sockets, self.name, words, (given, output, errors), cwd=str(cwd or os.getcwd())
             )
         except BaseException:
@@ -120,11 +121,11 @@ class Node:
 
     def attach(self, argv: Sequence[str]) -> int:
         """Run a command with this process's own standard streams, terminal and signals; its exit status."""
-        return sandbox_client.attach(self._sockets, self.name, argv)
+        return terminal.attach(self._sockets, self.name, argv)
 
     def power_cut(self) -> None:
         """End the node and all its processes at once, as a power cut does. It does not come back."""
-        sandbox_client.cut_power(self._sockets, self.name)
+        client.cut_power(self._sockets, self.name)
 
 
 class Nodes:
@@ -188,7 +189,7 @@ class Sandbox(Nodes):
 
     def __init__(self, hosts: int = 1, hairpin: bool = False) -> None:
         """Returns when every host's libvirtd is ready. Raises Unable where this machine cannot carry one."""
-        self._owner = sandbox_client.Owner(hosts, hairpin)
+        self._owner = Owner(hosts, hairpin)
         super().__init__(self._owner.sockets)
 
     @property

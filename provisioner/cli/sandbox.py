@@ -12,7 +12,7 @@ import click
 from provisioner.actions import sandbox as actions
 from provisioner.cli.base import group
 from provisioner.errors import MacvmError, Unable
-from provisioner.host.sandbox_client import CannotRun
+from provisioner.host.sandbox.client import CannotRun
 
 _ON_OFF = click.Choice(["on", "off"])
 #: Options after the command's name belong to the command.

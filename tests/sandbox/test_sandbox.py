@@ -26,8 +26,9 @@ import pytest
 
 from provisioner.actions.sandbox import Node, Sandbox
 from provisioner.errors import NotFound, TimeUp
-from provisioner.host import sandbox_node
-from provisioner.host.sandbox_client import CannotRun
+from provisioner.host.sandbox import wiring
+from provisioner.host.sandbox.client import CannotRun
+from provisioner.host.sandbox.failure import Failed
 
 MACVM = str(Path(sys.executable).parent / "macvm")
 
@@ -592,10 +593,10 @@ def test_libvirtd_that_dies_at_start(machine: Node) -> None:
 
 def test_kernel_without_macvtap(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: str, stdin: str = "") -> None:
-        raise sandbox_node.Failed("ip: Error: Unknown device type.")
+        raise Failed("ip: Error: Unknown device type.")
 
     monkeypatch.setattr(os.path, "isdir", lambda path: path != "/sys/class/macvtap")
-    monkeypatch.setattr(sandbox_node, "_tool", refuse)
-    with pytest.raises(sandbox_node.Failed, match="no macvtap") as failed:
-        sandbox_node._need_macvtap()
+    monkeypatch.setattr(wiring, "tool", refuse)
+    with pytest.raises(Failed, match="no macvtap") as failed:
+        wiring.need_macvtap()
     assert failed.value.number == errno.EOPNOTSUPP
