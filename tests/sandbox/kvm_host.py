@@ -22,7 +22,7 @@ _SNAPSHOT = rf"""
 echo '#links'; ip -d -o link | sed -E 's/^[0-9]+: //'
 echo '#addresses'; ip -o address | sed -E 's/^[0-9]+: //'
 echo '#routes'; ip -4 route show table all; ip -6 route show table all
-echo '#neighbours'; ip neigh show nud permanent; ip neigh show proxy; ip neigh | grep -E ' dev m[tv]-'
+echo '#neighbours'; ip neigh show nud permanent; ip neigh show proxy; ip neigh | grep -E '^[^f].* dev m[tv]-'
 echo '#files'; find {STATE} /var/lib/libvirt /etc/libvirt /var/log/libvirt /run/libvirt /run/macvm* \
   ! -name 'macvm.db*' ! -path '/var/log/libvirt/qemu/*.log' ! -path '*/cache/*' ! -path '*/dbus*' ! -path '*/qemu/autostart' \
   -printf '%p %y %m %U %G\n' 2>/dev/null
