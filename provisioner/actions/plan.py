@@ -117,6 +117,7 @@ def _assemble(
             image=f"{image.name}:{image.version}".rstrip(":") if image else "",
             base=image.digest if image else "",
             login=login,
+            password="own" if request.password else "",
             lab=request.lab,
             labels=request.labels,
         ),

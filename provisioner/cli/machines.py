@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from provisioner.actions import images, machines, power, preview, views, waiting
+from provisioner.actions import images, machines, power, preview, waiting
 from provisioner.cli import render, words
 from provisioner.cli.base import Command, options_of
 from provisioner.cli.run import changing, confirm, looking, tell
@@ -102,7 +102,8 @@ def delete(names: Sequence[str], keep_disks: bool, dry_run: bool) -> None:
     """Delete VMs and all that create made for them; nothing else."""
     if dry_run:
         return _preview(preview.delete, names)
-    confirm(f"Delete {', '.join(names)}{'' if keep_disks else ' and their disks'}?", options_of(_here()))
+    what = "" if keep_disks else " with its disk" if len(names) == 1 else " with their disks"
+    confirm(f"Delete {', '.join(names)}{what}?", options_of(_here()))
     with changing() as (context, options):
         deleted = machines.delete(context, names, keep_disks=keep_disks)
     for machine in deleted:
@@ -127,12 +128,14 @@ def console(name: str) -> None:
 def open_console(name: str) -> None:
     """Becomes `virsh console`, which is kept well; says the image's login first."""
     with looking() as (context, _):
-        machine = views.show(context, name)
+        machine = context.hypervisor.get(name)
         if machine.state == "off":
             raise Usage(f"{machine.name} is off, and has no console now", f"macvm start {machine.name}")
-        entry = images.catalogue().get((machine.image or "").partition(":")[0])
-    if entry and entry.login:
-        tell(f"login: {entry.login}" + (f", password: {entry.password}" if entry.password else ""))
+    marks = machine.marks
+    entry = images.catalogue().get(marks.image.partition(":")[0]) if marks else None
+    if entry and marks and entry.login:
+        password = "the one it was created with" if marks.password else entry.password
+        tell(f"login: {entry.login}" + (f", password: {password}" if password else ""))
     uri = load_settings(options_of(_here()), os.environ).connect
     sys.stdout.flush()
     try:

@@ -11,11 +11,12 @@ from provisioner.model.names import Mac
 
 @dataclass(frozen=True)
 class Marks:
-    """macvm's facts about a machine, kept in the domain's `<metadata>`."""
+    """macvm's facts about a machine, kept in the domain's `<metadata>`. `password` is `own` where create was given one."""
 
     image: str = ""
     base: str = ""
     login: str = ""
+    password: str = ""
     lab: str = ""
     labels: tuple[tuple[str, str], ...] = ()
 

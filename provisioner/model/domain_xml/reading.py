@@ -31,7 +31,7 @@ def _found_marks(mark: Element | None) -> Marks | None:
     if mark is None:
         return None
     labels = tuple((label.get("key", ""), label.text or "") for label in mark.findall(f"{NS}label"))
-    texts = {tag: mark.findtext(NS + tag) or "" for tag in ("image", "base", "login", "lab")}
+    texts = {tag: mark.findtext(NS + tag) or "" for tag in ("image", "base", "login", "password", "lab")}
     return Marks(labels=labels, **texts)
 
 

@@ -97,7 +97,7 @@ def _fill_marks(root: Element, marks: Marks) -> None:
     metadata = _child(root, "metadata")
     _drop(metadata, f"{NS}machine")
     mark = etree.SubElement(metadata, f"{NS}machine", nsmap={_PREFIX: NAMESPACE})
-    for tag in ("image", "base", "login", "lab"):
+    for tag in ("image", "base", "login", "password", "lab"):
         value = getattr(marks, tag)
         if value:
             etree.SubElement(mark, NS + tag).text = value
