@@ -11,7 +11,7 @@ from provisioner.model.names import Mac
 
 @dataclass(frozen=True)
 class Marks:
-    """macvm's facts about a machine, kept in the domain's `<metadata>`. `password` is `own` where create was given one."""
+    """macvm's facts about a machine, in the domain's `<metadata>`. `password` is `own` where create was given one."""
 
     image: str = ""
     base: str = ""
