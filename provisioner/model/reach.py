@@ -7,9 +7,10 @@ The rules are those of the kernel's drivers/net/macvlan.c, each measured with pa
   VEPA and bridge ports, a bridge port's to the VEPA ports (bridge ports saw it on its way out), a private port's to
   nobody; and a private port is given none but from outside. That ends ARP and neighbour discovery, and so every ping;
 - `macvlan_handle_frame` looks at the destination alone for a unicast frame: with hairpin even a private NIC gets one
-  from its own parent, where the sender knows its MAC without asking. So private is no wall between neighbours.
-  What the host says by broadcast from the parent itself comes back as from outside, to private NICs too: one may learn
-  the host's MAC from it, and a ping then pass by luck.
+  from its own parent, where the sender knows its MAC without asking. So private is no wall between neighbours;
+- the parent is no port of its own macvlans: what the host says from there itself comes back with hairpin as from
+  outside, and private NICs hear that too. So without a route through the shim the host reaches even a private guest,
+  which learns the host's MAC from being asked; a private guest that speaks first is not answered.
 
 The host takes part through its shim, which is a macvlan in bridge mode. NICs with different parents reach one another
 as any two machines of the LAN do; passthrough always has a parent of its own.
