@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 from provisioner.actions.sandbox import Node, Sandbox
-from tests.sandbox.snapshot import snapshot
+from tests.sandbox.kvm_host import state_of
 
 REPORT = Path(__file__).with_suffix(".md")
 KILL_TESTS = sorted(str(path) for path in Path(__file__).parent.glob("sandbox/test_*kill.py"))
@@ -53,10 +53,10 @@ def at_random_moments(count: int) -> str:
     with Sandbox() as box:
         host = box.host(1)
         host.run(["macvm", "image", "build", "tiny"], check=True)
-        before = snapshot(host)
+        before = state_of(host)
         for number in range(count):
             kill_once(host, random.uniform(0, 0.7))
-            left += snapshot(host) != before
+            left += state_of(host) != before
             print(f"kill {number + 1} of {count}: {left} left something", flush=True)
     return f"create killed at random moments of 0 to 0.7 s, {count} times: {left} left something after gc."
 

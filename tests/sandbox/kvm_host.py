@@ -24,7 +24,7 @@ echo '#addresses'; ip -o address | sed -E 's/^[0-9]+: //'
 echo '#routes'; ip -4 route show table all; ip -6 route show table all
 echo '#neighbours'; ip neigh show nud permanent; ip neigh show proxy; ip neigh | grep -E '^[^f].* dev m[tv]-'
 echo '#files'; find {STATE} /var/lib/libvirt /etc/libvirt /var/log/libvirt /run/libvirt /run/macvm* \
-  ! -name 'macvm.db*' ! -path '/var/log/libvirt/qemu/*.log' ! -path '*/cache/*' ! -path '*/dbus*' ! -path '*/qemu/autostart' \
+  ! -name 'macvm.db*' ! \( -path '/var/log/libvirt/qemu/*.log' ! -name '*-serial.log' \) ! -path '*/cache/*' ! -path '*/dbus*' ! -path '*/qemu/autostart' \
   -printf '%p %y %m %U %G\n' 2>/dev/null
 find {STATE} -name 'macvm.db' -printf '%p %m\n'
 echo '#domains'; virsh list --all --uuid --name
@@ -80,9 +80,7 @@ class KvmHost:
 
     def state(self) -> dict[str, list[str]]:
         """Everything that macvm might change here, by kind, each line by line in order."""
-        text = self.node.run(["bash", "-c", _SNAPSHOT], timeout=60).stdout
-        sections = re.split(r"^#(\w+)\n", text, flags=re.MULTILINE)[1:]
-        return {name: sorted(filter(None, body.splitlines())) for name, body in zip(*[iter(sections)] * 2, strict=True)}
+        return state_of(self.node)
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -96,6 +94,13 @@ class KvmHost:
         made = [machine["name"] for machine in self.json("list") if machine["made_by_macvm"]]
         if names := [name for name in made if name not in set(keep)]:
             self.macvm("delete", "--yes", *names)
+
+
+def state_of(node: Node) -> dict[str, list[str]]:
+    """`KvmHost.state`, of a node."""
+    text = node.run(["bash", "-c", _SNAPSHOT], timeout=60).stdout
+    sections = re.split(r"^#(\w+)\n", text, flags=re.MULTILINE)[1:]
+    return {name: sorted(filter(None, body.splitlines())) for name, body in zip(*[iter(sections)] * 2, strict=True)}
 
 
 def assert_same(before: dict[str, list[str]], after: dict[str, list[str]]) -> None:

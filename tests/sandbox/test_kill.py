@@ -14,7 +14,7 @@ import pytest
 
 from provisioner.actions.sandbox import Node, Sandbox
 from tests.sandbox.conftest import make_sandbox
-from tests.sandbox.snapshot import snapshot
+from tests.sandbox.kvm_host import assert_same, state_of
 
 DRIVER = Path(__file__).with_name("failpoints.py")
 CREATE = ("create", "web1", "--ip", "192.0.2.11/24", "--ip", "2001:db8::11/64", "--autostart")
@@ -47,11 +47,11 @@ def host() -> Iterator[Node]:
 
 
 @pytest.fixture
-def clean(host: Node) -> Iterator[dict[str, str]]:
+def clean(host: Node) -> Iterator[dict[str, list[str]]]:
     """The host's state before, which must be its state after."""
-    before = snapshot(host)
+    before = state_of(host)
     yield before
-    assert snapshot(host) == before
+    assert_same(before, state_of(host))
 
 
 def settle(host: Node) -> str:
@@ -65,7 +65,7 @@ def settle(host: Node) -> str:
     return first.stderr + second.stderr
 
 
-def test_the_boundaries_are_all_there_are(host: Node, clean: dict[str, str]) -> None:
+def test_the_boundaries_are_all_there_are(host: Node, clean: dict[str, list[str]]) -> None:
     record = "/run/boundaries"
     assert macvm(host, *CREATE, record=record).returncode == 0
     assert macvm(host, "stop", "--force", "web1").returncode == 0
@@ -76,33 +76,34 @@ def test_the_boundaries_are_all_there_are(host: Node, clean: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize("point", boundaries("create"))
-def test_create_killed(host: Node, clean: dict[str, str], point: str) -> None:
+def test_create_killed(host: Node, clean: dict[str, list[str]], point: str) -> None:
     killed = macvm(host, *CREATE, kill=point)
     assert killed.returncode == 128 + signal.SIGKILL
-    left = snapshot(host)
+    left = state_of(host)
     looked = macvm(host, "list")
     assert looked.returncode == 0
     assert re.search(r"unfinished: create web1, \d+ s ago\nhint: ", looked.stderr)
-    assert snapshot(host) == left, "a command that only looks undid something"
+    # Else a command that only looks undid something. Links and neighbours change by themselves while a guest boots.
+    assert {kind: state_of(host)[kind] for kind in ("files", "domains", "rows", "routes")}.items() <= left.items()
     assert "undid: create web1" in settle(host)
 
 
 @pytest.mark.parametrize("point", boundaries("create"))
-def test_create_fails(host: Node, clean: dict[str, str], point: str) -> None:
+def test_create_fails(host: Node, clean: dict[str, list[str]], point: str) -> None:
     failed = macvm(host, *CREATE, fail=point)
     assert failed.returncode == 1
     assert failed.stderr.endswith(f"error: made to fail at {point}\nhint: none\n")
 
 
 @pytest.mark.parametrize("point", boundaries("delete"))
-def test_delete_killed(host: Node, clean: dict[str, str], point: str) -> None:
+def test_delete_killed(host: Node, clean: dict[str, list[str]], point: str) -> None:
     assert macvm(host, *CREATE).returncode == 0
     assert macvm(host, *DELETE, kill=point).returncode == 128 + signal.SIGKILL
     assert "finished: delete web1" in settle(host)
 
 
 @pytest.mark.parametrize("point", boundaries("start"))
-def test_start_killed_is_finished_by_the_next_change(host: Node, clean: dict[str, str], point: str) -> None:
+def test_start_killed_is_finished_by_the_next_change(host: Node, clean: dict[str, list[str]], point: str) -> None:
     assert macvm(host, *CREATE, "--no-start").returncode == 0
     assert macvm(host, "start", "web1", kill=point).returncode == 128 + signal.SIGKILL
     # Any command that changes something settles it first.
@@ -114,7 +115,7 @@ def test_start_killed_is_finished_by_the_next_change(host: Node, clean: dict[str
     assert macvm(host, *DELETE).returncode == 0
 
 
-def test_the_next_create_clears_the_way(host: Node, clean: dict[str, str]) -> None:
+def test_the_next_create_clears_the_way(host: Node, clean: dict[str, list[str]]) -> None:
     assert macvm(host, *CREATE, kill="create:routes:after").returncode == 128 + signal.SIGKILL
     again = macvm(host, *CREATE)
     assert again.returncode == 0, again.stderr
@@ -122,7 +123,7 @@ def test_the_next_create_clears_the_way(host: Node, clean: dict[str, str]) -> No
     assert macvm(host, *DELETE).returncode == 0
 
 
-def test_looking_beside_a_slow_create_undoes_nothing(host: Node, clean: dict[str, str]) -> None:
+def test_looking_beside_a_slow_create_undoes_nothing(host: Node, clean: dict[str, list[str]]) -> None:
     with host.start([sys.executable, DRIVER, "pause=create:define:after:3", "--", *CREATE]) as slow:
         deadline = time.monotonic() + 20
         while "web1" not in host.run(["virsh", "list", "--all", "--name"]).stdout:
@@ -136,7 +137,7 @@ def test_looking_beside_a_slow_create_undoes_nothing(host: Node, clean: dict[str
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(host: Node, clean: dict[str, str], number: signal.Signals) -> None:
+def test_interrupted(host: Node, clean: dict[str, list[str]], number: signal.Signals) -> None:
     with host.start([sys.executable, DRIVER, "pause=create:start:after:20", "--", *CREATE]) as slow:
         deadline = time.monotonic() + 20
         while "web1" not in host.run(["virsh", "list", "--name"]).stdout:
@@ -145,7 +146,7 @@ def test_interrupted(host: Node, clean: dict[str, str], number: signal.Signals) 
         assert slow.wait(20) == 130, slow.stderr
 
 
-def test_a_define_that_takes_effect_late(host: Node, clean: dict[str, str]) -> None:
+def test_a_define_that_takes_effect_late(host: Node, clean: dict[str, list[str]]) -> None:
     """What libvirt may do with a dead client's call: played by hand, so that it surely comes after the look."""
     xml = "/run/late.xml"
     assert macvm(host, *CREATE, "--no-start").returncode == 0
@@ -186,7 +187,7 @@ def clean_box() -> Iterator[tuple[Sandbox, Node]]:
         yield box, host
 
 
-def test_killed_with_a_define_in_flight(host: Node, clean: dict[str, str]) -> None:
+def test_killed_with_a_define_in_flight(host: Node, clean: dict[str, list[str]]) -> None:
     """libvirtd is stopped, the client sends its define and dies; the daemon goes on and carries it out."""
     with host.start([sys.executable, DRIVER, "stop-libvirtd=create:define:before", "--", *CREATE]) as client:
         time.sleep(2)
@@ -196,7 +197,7 @@ def test_killed_with_a_define_in_flight(host: Node, clean: dict[str, str]) -> No
     assert "undid: create web1" in settle(host)
 
 
-def test_a_hung_daemon_is_reported(host: Node, clean: dict[str, str]) -> None:
+def test_a_hung_daemon_is_reported(host: Node, clean: dict[str, list[str]]) -> None:
     """Neither create nor its undoing can reach libvirt: the rest is left for gc, and said."""
     failed = macvm(host, *CREATE, stop_libvirtd="create:define:before")
     host.run(["sh", "-c", "kill -CONT $(cat /run/libvirtd.pid)"], check=True)
