@@ -268,12 +268,15 @@ chmod 755 /www/cgi-bin/ping
 echo ready > /www/ready
 """
 
-#: The same on a node, whose addresses are its arguments.
+#: The same on a node, whose addresses are its arguments. Through a pipe: a node's standard output is a file in memory,
+#: and there two that write at once may overwrite one another.
 NODE = """
-for address; do
-    (ping -c2 -W2 "$address" > /dev/null && echo "$address yes" || echo "$address no") &
-done
-wait
+{
+    for address; do
+        (ping -c2 -W2 "$address" > /dev/null && echo "$address yes" || echo "$address no") &
+    done
+    wait
+} | cat
 """
 
 ADDRESSES: dict[str, tuple[MacvtapMode | Place, str, tuple[str, str]]] = {
