@@ -54,7 +54,8 @@ class Group(click.Group):
     command_class = Command
 
     def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str, str]] | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        # Otherwise click answers a command left out with its whole help as the error's text.
+        super().__init__(*args, **{"no_args_is_help": False, **kwargs})
         self.lazy = dict(lazy or {})
         self.params.extend(_global_options())
 

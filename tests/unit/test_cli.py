@@ -90,6 +90,8 @@ def test_the_version(macvm: Run) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        ([], "Missing command"),
+        (["image"], "Missing command"),
         (["lst"], "did you mean `macvm list`"),
         (["crate", "web1"], "did you mean `macvm create`"),
         (["nic", "lsit"], "did you mean `macvm nic list`"),
