@@ -102,7 +102,8 @@ def leave(status: int) -> NoReturn:
     still in its thread. Nothing hangs on it: what commands open they close, and `click.echo` leaves nothing unwritten.
     """
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
+        # A stream that was closed before Python began is None: `macvm list >&-`.
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(status)
 
