@@ -134,7 +134,8 @@ def _cannot_run(reply: Mapping[str, Any], command: str) -> MacvmError:
             f"{command}: command not found", 127, "in the sandbox PATH is yours, with macvm's own folder first"
         )
     except OSError as error:
-        return CannotRun(f"{command}: cannot be executed: {error.strerror}", 126)
+        hint = "check its rights, and the first line of a script"
+        return CannotRun(f"{command}: cannot be executed: {error.strerror}", 126, hint)
 
 
 def cut_power(sockets: Path, node: str) -> None:
