@@ -88,12 +88,16 @@ def import_image(context: Context, source: Path, wanted: str, checksum: str) -> 
     """Raises NotFound, Taken, ImageRefused."""
     context.require_local_root("importing an image")
     name, _, version = wanted.partition(":")
-    check_name(name, "image name")
-    if find_image(context.store.images(), f"{name}:{version}" if version else name) and not version:
-        hint = f"give it a version, such as {name}:2, or delete the old one: macvm image delete {name}"
-        raise Taken(f"there is an image {name} already", hint)
+    check_name(name, "an image name")
+    images = context.store.images()
     context.say(f"checking and storing {source}")
     disk = disks.import_disk(source, context.images_dir, checksum)
+    # The same bytes again put back a base that was lost or spoilt.
+    if any((image.name, image.version) == (name, version) and image.digest != disk.digest for image in images):
+        if all(image.digest != disk.digest for image in images) and not users_of(context, disk.path):
+            disks.remove_file(disk.path, context.images_dir)
+        hint = f"give it another version, such as {name}:2, or delete the old one: macvm image delete {wanted}"
+        raise Taken(f"there is another image {wanted} already", hint)
     return _add(context, disk, name, version)
 
 
@@ -138,7 +142,17 @@ def delete_image(context: Context, wanted: str) -> list[Path]:
     Raises NotFound, Taken.
     """
     context.require_local_root("deleting an image")
-    image = find_image(context.store.images(), wanted)
+    image, gone = find_deletable(context, context.store, wanted)
+    context.store.remove_image(image.name, image.version)
+    for path in gone:
+        disks.remove_file(path, context.images_dir)
+    return gone
+
+
+def find_deletable(context: Context, store: Store | None, wanted: str) -> tuple[StoredImage, list[Path]]:
+    """The image, and the files that no other image has too. Raises NotFound, Taken."""
+    images = list_images(store)
+    image = find_image(images, wanted)
     if image is None:
         raise NotFound(f"there is no image {printable(wanted)} here", "`macvm image list` shows those that are")
     path = image_path(context, image)
@@ -146,12 +160,15 @@ def delete_image(context: Context, wanted: str) -> list[Path]:
     if users:
         hint = f"delete them first: macvm delete {' '.join(users)}"
         raise Taken(f"the image {wanted} is the base of the disks of {', '.join(users)}", hint)
-    context.store.remove_image(image.name, image.version)
-    kept = {name for other in context.store.images() for name in (f"{other.digest}.qcow2", other.kernel, other.initrd)}
+    overlays = [disk for disk in context.machines_dir.glob("*/*.qcow2") if path in disks.backing_files(disk)]
+    if overlays:
+        # Of a machine that is just being made, or was deleted with --keep-disks.
+        named = " ".join(map(str, overlays))
+        raise Taken(f"the image {wanted} is the base of {named}", f"where they are of no use any more: rm {named}")
+    others = [other for other in images if other is not image]
+    kept = {name for other in others for name in (f"{other.digest}.qcow2", other.kernel, other.initrd)}
     gone = [name for name in (path.name, image.kernel, image.initrd) if name and name not in kept]
-    for name in gone:
-        disks.remove_file(context.images_dir / name, context.images_dir)
-    return [context.images_dir / name for name in gone]
+    return image, [context.images_dir / name for name in gone]
 
 
 def users_of(context: Context, base: Path) -> list[str]:

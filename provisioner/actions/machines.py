@@ -70,9 +70,9 @@ def _moved(
 
 
 def unused_name(context: Context) -> str:
-    """`vm1`, or the first like it that is free."""
+    """`vm1`, or the first like it that is free, for one machine and for several: `vm1-1` takes `vm1` too."""
     context.require_local("creating a VM")
-    taken = {machine.name for machine in context.hypervisor.machines()}
+    taken = {machine.name.partition("-")[0] for machine in context.hypervisor.machines()}
     number = 1
     while f"vm{number}" in taken:
         number += 1

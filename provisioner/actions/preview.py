@@ -180,8 +180,5 @@ def delete(context: Context, names: Sequence[str]) -> list[str]:
 
 
 def delete_image(context: Context, wanted: str) -> list[str]:
-    store = context.reading_store
-    image = images.find_image(images.list_images(store), wanted)
-    if image is None:
-        raise NotFound(f"there is no image {wanted} here", "`macvm image list` shows those that are")
-    return [f"rm {shlex.quote(str(images.image_path(context, image)))}"]
+    _, gone = images.find_deletable(context, context.reading_store, wanted)
+    return [f"rm {shlex.quote(str(path))}" for path in gone]

@@ -22,6 +22,7 @@ from provisioner.host.store import Lease
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import shim_mac, shim_name
 from provisioner.model.nic import Address
+from provisioner.model.reach import Place, Station, expected
 
 _ALIAS = f"{links.MARK}shim:"
 
@@ -47,9 +48,8 @@ class GuestRoute:
 
 
 def reaches_host(mode: MacvtapMode) -> bool:
-    """Whether a shim can reach a guest in this mode: private guests hear nobody, passthrough leaves no room for a shim,
-    and VEPA works where the switch sends frames back."""
-    return mode in (MacvtapMode.BRIDGE, MacvtapMode.VEPA)
+    """Whether a shim can reach a guest in this mode at all, be it by a switch that sends frames back."""
+    return expected(Station(Place.HOST), Station(mode), hairpin=True).unicast
 
 
 def routes_of(leases: Iterable[Lease], owner: str) -> list[GuestRoute]:

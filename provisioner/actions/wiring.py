@@ -17,6 +17,7 @@ from provisioner.host.store import LeaseClaim
 from provisioner.model.found import FoundMachine
 from provisioner.model.names import Mac
 from provisioner.model.nic import Address, Addressing, Interface, Nic, check_usable
+from provisioner.model.reach import Place, Station, expected
 
 
 class Findings:
@@ -194,11 +195,15 @@ def _own_gateways(parent: str, versions: set[int]) -> tuple[Address, ...]:
 def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
     names = {link.index: link.name for link in netlink.links()}
     own = {interface.ip: names.get(index, "?") for index, interface in netlink.all_addresses()}
+    # A route to a guest of that address would cut the host off from its router.
+    routers = {route.gateway for route in netlink.routes() if route.gateway}
     store = context.reading_store
     held = {lease.address: lease.machine for lease in store.leases()} if store else {}
     for address in nic.addressing.addresses:
         if address in own:
             raise Taken(f"address {address} is this host's own, on {own[address]}", "choose another with --ip")
+        if address in routers:
+            raise Taken(f"address {address} is that of a router of this host's", "choose another with --ip")
         if str(address) in held:
             raise Taken(f"address {address} is held by machine {held[str(address)]}", "choose another with --ip")
         if any(address in other.addressing.addresses for other in planned):
@@ -206,11 +211,14 @@ def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
 
 
 def _note_reachability(nic: Nic, notes: list[str]) -> None:
-    mode = nic.mode.value
+    host, guest = Station(Place.HOST, nic.parent), Station(nic.mode, nic.parent)
     if not shims.reaches_host(nic.mode):
-        notes.append(f"the host cannot reach {nic.mac}: mode {mode} lets no shim through; a second NIC would: "
-                     "--nic libvirt=default")  # fmt: skip
+        why = expected(host, guest, hairpin=True).reason
+        notes.append(f"the host cannot reach {nic.mac} in mode {nic.mode.value}: {why}")
         return
+    without_hairpin = expected(host, guest, hairpin=False)
+    if not without_hairpin.unicast:
+        notes.append(f"{nic.mac} reaches the host and its neighbours by way of the switch: {without_hairpin.reason}")
     for address in nic.addressing.addresses:
         if shims.pinned_source(nic.parent, address) is None:
             notes.append(f"no route from this host to {address}: {nic.parent} has no address in its subnet")

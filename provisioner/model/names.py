@@ -25,7 +25,7 @@ def printable(text: str, limit: int = 40) -> str:
     return shown if len(shown) <= limit + 2 else f"{shown[: limit + 1]}…{shown[-1]}"
 
 
-def check_name(text: str, what: str = "name") -> str:
+def check_name(text: str, what: str = "a name") -> str:
     """`text` itself when it is a host name's label (RFC 1123, lower case): safe for libvirt, files, DNS and shells.
 
     Raises Usage.
@@ -33,7 +33,7 @@ def check_name(text: str, what: str = "name") -> str:
     if _NAME.fullmatch(text):
         return text
     raise Usage(
-        f"{printable(text)} cannot be a {what}",
+        f"{printable(text)} cannot be {what}",
         "1 to 63 of the characters a-z, 0-9 and '-', beginning and ending with a letter or digit",
     )
 
