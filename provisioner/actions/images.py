@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import tomllib
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from functools import cache
 from pathlib import Path
 
 from provisioner.context import Context
-from provisioner.errors import NotFound, Taken, Unable
+from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import disks
 from provisioner.host.store import Store, StoredImage, now
 from provisioner.model.names import check_name, printable
 from provisioner.resources import resource
+
+_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ def import_image(context: Context, source: Path, wanted: str, checksum: str) -> 
     context.require_local_root("importing an image")
     name, _, version = wanted.partition(":")
     check_name(name, "an image name")
+    if version and not _VERSION.fullmatch(version):
+        raise Usage(f"{printable(version)} cannot be an image's version", "letters, digits, and . _ + -, such as 0.6.2")
     images = context.store.images()
     context.say(f"checking and storing {source}")
     disk = disks.import_disk(source, context.images_dir, checksum)
