@@ -17,6 +17,7 @@ from provisioner.host import locks
 from provisioner.host import store as stores
 from provisioner.host.hypervisor import Hypervisor, is_local
 from provisioner.host.store import Store
+from provisioner.model.names import printable
 
 if TYPE_CHECKING:
     from provisioner.host.journal import Journal
@@ -66,6 +67,8 @@ def load_settings(options: Options, environment: Mapping[str, str], config: Path
     for key in DEFAULTS:
         values[key] = environment.get(f"MACVM_{key.upper()}") or values[key]
     values["connect"] = options.connect or values["connect"]
+    if not values["connect"].isprintable():
+        raise Usage(f"{printable(values['connect'])} is no libvirt URI", "such as qemu:///system")
     values["state_dir"] = options.state_dir or values["state_dir"]
     return Settings(**{**values, "state_dir": Path(os.path.abspath(values["state_dir"]))})  # type: ignore[arg-type]
 
