@@ -162,6 +162,7 @@ def _request(
 def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str]:
     """One after the other. What was made before a failure stays, and is named."""
     names: list[str] = []
+    told: set[str] = set()
     for request in requests:
         try:
             made = machines.create(context, request)
@@ -175,7 +176,9 @@ def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str
             ) from error
         names.append(made.name)
         for note in made.notes:
-            tell(f"note: {note}")
+            if note not in told:
+                tell(f"note: {note}")
+        told.update(made.notes)
     return names
 
 
