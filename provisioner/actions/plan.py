@@ -14,14 +14,14 @@ from provisioner.actions.shims import GuestRoute
 from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
 from provisioner.context import Context
 from provisioner.errors import NotFound, Taken, Unable, Usage
-from provisioner.host import system
+from provisioner.host import disks, system
 from provisioner.host.hypervisor import kvm_problem
 from provisioner.host.store import StoredImage
 from provisioner.model.domain_xml.parsing import parse
 from provisioner.model.domain_xml.writing import domain_xml
 from provisioner.model.found import Marks
 from provisioner.model.machine import Machine
-from provisioner.model.names import check_name
+from provisioner.model.names import check_name, printable
 from provisioner.model.nic import Nic
 from provisioner.model.seed import SeedRequest, seed_files, takes_script
 from provisioner.model.sizes import LEAST_MEMORY, human_size
@@ -156,6 +156,11 @@ def _check_sizes(request: CreateRequest) -> None:
         raise Usage(
             f"{human_size(request.memory)} of memory boots no guest", f"at least --memory {human_size(LEAST_MEMORY)}"
         )
+    if request.disk_size and request.disk_size > disks.MOST_VIRTUAL:
+        raise Usage(
+            f"a disk of {human_size(request.disk_size)} is more than macvm makes",
+            f"at most --disk {human_size(disks.MOST_VIRTUAL)}",
+        )
     total = system.memory_total()
     if request.memory > total:
         raise Unable(
@@ -183,6 +188,9 @@ def _choose_image(context: Context, request: CreateRequest) -> StoredImage | Non
 
 
 def _choose_virt_type(wanted: str, notes: list[str]) -> str:
+    if wanted not in ("auto", "kvm", "qemu"):
+        # The option's words are checked before; these come from the environment or the configuration file.
+        raise Usage(f"{printable(wanted)} is no virt_type", "auto, kvm or qemu")
     problem = kvm_problem() if wanted in ("auto", "kvm") else ""
     if wanted == "auto":
         if problem:
