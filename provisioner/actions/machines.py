@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from provisioner.actions import images, power, shims
+from provisioner.actions import images, passthrough, power, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
 from provisioner.actions.request import CreateRequest
@@ -103,6 +103,7 @@ def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
     machine, hypervisor = plan.machine, context.hypervisor
     undo.then(lambda: shims.release(context, plan.routes))
     undo.then(lambda: context.store.release(machine.uuid))
+    undo.then(lambda: passthrough.give_back(context, machine.uuid))
     with work.step("disk"):
         undo.then(lambda: remove_files(context, machine.uuid))
         _make_disk(context, plan)
@@ -114,7 +115,8 @@ def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
     notes: list[str] = []
     if plan.start:
         with work.step("start"):
-            _make_way(context, plan)
+            for nic in machine.nics:
+                passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
             if shims.will_make(plan.routes):
                 links.warm_up()
             hypervisor.start(machine.uuid, machine.name, paused=True)
@@ -151,13 +153,6 @@ def _make_seed(context: Context, plan: Plan) -> None:
     if plan.machine.seed:
         context.store.own_file(plan.machine.seed, plan.machine.uuid)
         disks.write_seed(plan.machine.seed, plan.seed, context.hypervisor.qemu_user())
-
-
-def _make_way(context: Context, plan: Plan) -> None:
-    """macvm's own shim gives way to passthrough, which shares its parent with nobody."""
-    for nic in plan.machine.nics:
-        if nic.direct and not shims.reaches_host(nic.mode):
-            shims.give_way(context, nic.parent, nic.mode)
 
 
 def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) -> list[Deleted]:

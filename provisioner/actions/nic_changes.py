@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from provisioner.actions import guest, shims
+from provisioner.actions import guest, passthrough, shims
 from provisioner.actions.nics import (
     DETACH_TIMEOUT,
     NicChange,
@@ -140,6 +140,10 @@ def _steps(context: Context, plan: Plan, asked: Change, old: tuple[str, str], wo
         with work.step("saved"):
             undo.then(lambda: _update(context, plan.machine, old[1], live=False))
             _update(context, plan.machine, with_source(old[1], plan.after.parent, plan.after.mode), live=False)
+    still_runs = not plan.live and plan.machine.state not in ("off", "crashed")
+    if plan.before.mode is MacvtapMode.PASSTHROUGH and plan.after.wiring != plan.before.wiring and not still_runs:
+        undo.then(lambda: passthrough.take(context, plan.machine.uuid, plan.before.parent, plan.before.mode))
+        passthrough.give_back(context, plan.machine.uuid, plan.before.parent)
     if asked.link:
         _set_link(context, plan, asked.link, work, undo)
     known = plan.found.mac in context.store.told_of(plan.machine.uuid)
@@ -166,7 +170,8 @@ def _rewire_live(context: Context, plan: Plan, old: str, work: Work, undo: Undo)
                 f"the guest {machine.name} did not let go of {found.mac}; nothing was changed", "is its driver loaded?"
             )
     with work.step("plug"):
-        shims.give_way(context, plan.after.parent, plan.after.mode)
+        undo.then(lambda: passthrough.give_back(context, machine.uuid, plan.after.parent))
+        passthrough.take(context, machine.uuid, plan.after.parent, plan.after.mode)
         # Same PCI slot, MAC and device name; no carrier until the host's side is ready.
         new = with_link(with_source(old, plan.after.parent, plan.after.mode), "down")
         context.hypervisor.attach_nic(machine.uuid, machine.name, new, live=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 
-from provisioner.actions import guest, shims, views
+from provisioner.actions import guest, passthrough, shims, views
 from provisioner.actions.nic_names import choose_nic
 from provisioner.actions.request import NicRequest
 from provisioner.actions.undo import Undo, carry_out
@@ -143,7 +143,8 @@ def _attach_steps(
             undo.then(lambda: _remove_live(context, machine, nic.mac))
             if shims.will_make(routes):
                 links.warm_up()
-            shims.give_way(context, nic.parent, nic.mode)
+            undo.then(lambda: passthrough.give_back(context, machine.uuid, nic.parent))
+            passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
             # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
             _attach(context, machine, nic_xml(nic, link="down", trust=options.trust), live=True)
             if nic.direct:
@@ -326,7 +327,10 @@ def forget(context: Context, machine: FoundMachine, mac: Mac, routes: list[shims
     """Gives back what a NIC held, once it is in neither half."""
     if any(seen(context, machine.uuid, mac)):
         return
+    told = context.store.told_of(machine.uuid).get(mac)
     with work.step("lease"):
+        if told:
+            passthrough.give_back(context, machine.uuid, Nic.from_json(told).parent)
         context.store.release_mac(mac)
     with work.step("routes"):
         shims.release(context, routes)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 
-from provisioner.actions import images, shims
+from provisioner.actions import images, passthrough, shims
 from provisioner.actions.parents import Links, check_parent
 from provisioner.actions.wiring import check_device_free
 from provisioner.context import Context
@@ -68,6 +68,9 @@ def _start_steps(
 ) -> list[str]:
     if machine.state not in ("paused", "suspended"):
         with step("start"):
+            told = context.store.told_of(machine.uuid)
+            for nic in machine.nics:
+                passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.mac in told else None)
             context.hypervisor.start(machine.uuid, machine.name, paused=True)
     with step("nics"):
         prepare_nics(context, machine.uuid)

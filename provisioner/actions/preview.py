@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-from provisioner.actions import images, nic_changes, nics, shims
+from provisioner.actions import images, nic_changes, nics, passthrough, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.actions.wiring import guest_routes
 from provisioner.context import Context
-from provisioner.errors import NotFound, Unable
+from provisioner.errors import Unable
 from provisioner.host import links, netlink
 from provisioner.model.domain_xml.nics import nic_xml
 from provisioner.model.found import FoundMachine
@@ -48,6 +48,8 @@ def _create_steps(context: Context, plan: Plan) -> list[str]:
     lines.append(f"xorrisofs -o {machine.seed} -V cidata -J -R SEED-FOLDER")
     lines.append("virsh define --validate DOMAIN.xml")
     if plan.start:
+        for nic in machine.nics:
+            lines += passthrough.making_lines(nic.parent, nic.mode) if nic.direct else []
         lines.append(f"virsh start --paused {machine.name}")
         for nic in machine.nics:
             if nic.direct:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from provisioner.actions import shims
+from provisioner.actions import passthrough, shims
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone
@@ -83,6 +83,7 @@ def remove_all(context: Context, work: Work, remains: Remains, *, keep_disks: bo
 
     def leases() -> None:
         context.store.release(remains.uuid)
+        passthrough.give_back(context, remains.uuid)
 
     def routes() -> None:
         shims.release(context, remains.routes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from collections.abc import Sequence
@@ -80,6 +81,9 @@ class Node:
         # Files in memory and not pipes: nobody has to read them for the command to go on, and they may be read twice.
         given, output, errors = (os.memfd_create(name) for name in ("stdin", "stdout", "stderr"))
         try:
+            for fd in (output, errors):
+                # Commands that write at the same time, or open /dev/stdout anew, then do not overwrite one another.
+                fcntl.fcntl(fd, fcntl.F_SETFL, os.O_APPEND)
             os.write(given, input.encode())
             os.lseek(given, 0, os.SEEK_SET)
             words = [str(word) for word in argv]

@@ -145,10 +145,10 @@ def _ensure_route(route: GuestRoute, shim: Link, source: Address) -> None:
         links.add_route(route.address, shim, source)
 
 
-def give_way(context: Context, parent: str, mode: MacvtapMode) -> None:
+def give_way(context: Context, parent: str) -> None:
     """Removes macvm's shim from a parent that a passthrough NIC is about to take. Raises Taken while guests use it."""
     link = netlink.find_link(parent)
-    if mode is not MacvtapMode.PASSTHROUGH or link is None:
+    if link is None:
         return
     with context.lock(_lock_name(parent)):
         shim = find_shim(link)

@@ -207,6 +207,14 @@ def remove_proxy(address: Address, device: int) -> None:
         _change_neighbour(_RTM_DELNEIGH, 0, address, device, proxy=True)
 
 
+def read_sysctl(key: str) -> str:
+    """The value of `net/…`; empty where its link is gone."""
+    try:
+        return Path("/proc/sys", key).read_text().strip()
+    except OSError:
+        return ""
+
+
 def sysctl(key: str, value: str) -> None:
     """Sets `net/…` where it differs. A kernel without it (IPv6 off) has nothing to set."""
     path = Path("/proc/sys", key)

@@ -33,6 +33,8 @@ MIGRATIONS = (
       parent TEXT NOT NULL, since TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
     CREATE TABLE files (
       path TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT;
+    CREATE TABLE sysctls (
+      key TEXT PRIMARY KEY, was TEXT NOT NULL, owner TEXT NOT NULL) STRICT;
     CREATE TABLE images (
       name TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, login TEXT NOT NULL, kernel TEXT NOT NULL,
       initrd TEXT NOT NULL, size INTEGER NOT NULL, virtual_size INTEGER NOT NULL, stamp TEXT NOT NULL,
@@ -228,6 +230,21 @@ class Store:
     def disown_file(self, path: Path) -> None:
         with self.change() as db:
             db.execute("DELETE FROM files WHERE path = ?", (str(path),))
+
+    # what was changed on links that are not macvm's
+
+    def remember_sysctl(self, key: str, was: str, owner: str) -> None:
+        """Before it is changed; what was remembered first stays."""
+        with self.change() as db:
+            db.execute("INSERT OR IGNORE INTO sysctls VALUES (?, ?, ?)", (key, was, owner))
+
+    def sysctls_of(self, owner: str) -> list[tuple[str, str]]:
+        """Keys below /proc/sys, and what they were."""
+        return [(row["key"], row["was"]) for row in self.rows("SELECT * FROM sysctls WHERE owner = ?", (owner,))]
+
+    def forget_sysctl(self, key: str) -> None:
+        with self.change() as db:
+            db.execute("DELETE FROM sysctls WHERE key = ?", (key,))
 
     # images
 

@@ -284,7 +284,7 @@ print("sound")
 
 
 def test_a_full_disk_is_a_clear_error_and_the_store_stays_readable(tmp_path: Path, as_root: None) -> None:
-    code = f'mount -t tmpfs -o size=256k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+    code = f'mount -t tmpfs -o size=384k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
     argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", code, FILL]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     first, second, last = done.stdout.splitlines() or ["", "", done.stderr]
