@@ -7,6 +7,7 @@ libvirt's confirm a pair of each kind.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -62,8 +63,6 @@ def lay_cable(box: Sandbox, device: str) -> None:
         f"link set dev to-{device} master switch0 up",
     )
     ip(box.host(), f"link set dev {device} up")
-    # With two NICs on one LAN Linux answers on either for the addresses of both; here that would be the guest's MAC.
-    box.host().run(["sysctl", "-w", f"net.ipv4.conf.{device}.arp_ignore=1"], check=True)
 
 
 def set_hairpin(box: Sandbox, on: bool) -> None:
@@ -166,6 +165,8 @@ def build_stations(box: Sandbox) -> dict[str, dict[str, str]]:
     """A network namespace with a macvlan for each guest, the shim, and what the probes have to know of all."""
     for device in ("eth1", "eth2", "eth3"):
         lay_cable(box, device)
+        # As macvm does for a passthrough NIC's parent; here the NICs are made by hand.
+        box.host().run(["sysctl", "-w", f"net.ipv4.conf.{device}.arp_ignore=1"], check=True)
     space = {name: f"/proc/{first_process(box, name)}" for name in ("host1", "lan")}
     probes, script = {}, ["set -e"]
     for number, (name, station) in enumerate(GUESTS.items(), 51):
@@ -348,6 +349,18 @@ def test_the_host_reaches_a_private_guest_through_its_parent_with_hairpin(guests
     set_hairpin(guests.nodes, hairpin)
     assert "dev eth0 " in guests.sh(f"ip route get {ADDRESSES['pia'][2][0]}")
     assert ("pia" in answering(guests, "host", ["pia"])) == hairpin
+
+
+def test_the_lan_keeps_the_host_beside_a_passthrough_guest(guests: KvmHost) -> None:
+    """The guest's parent is on the host's own LAN, and would answer ARP for the host with the guest's MAC."""
+    ask = "ip neigh flush all; ping -c3 -i0.2 -W1 192.0.2.2 >/dev/null; ip neigh show 192.0.2.2"
+    right = guests.sh("cat /sys/class/net/eth0/address").strip()
+    assert right in guests.sh(ask, node=guests.lan)
+    assert guests.sh("sysctl -n net.ipv4.conf.eth1.arp_ignore").strip() == "1"
+    answers = "tcpdump -lni eth0 arp src host 192.0.2.2 -e 2>/dev/null & ip neigh flush all; sleep 1; "
+    answers += "for n in 1 2 3 4 5; do ping -c1 -W1 192.0.2.2 >/dev/null; ip neigh flush all; done; sleep 1; kill %1"
+    macs = set(re.findall(r"([0-9a-f:]{17}) > ", guests.sh(answers, node=guests.lan)))
+    assert macs == {right}, "somebody else answered for the host"
 
 
 # --- who holds the parent -------------------------------------------------------------------------------------------
