@@ -20,42 +20,55 @@ _PRESS_AGAIN = 5.0
 
 
 def start(context: Context, names: Sequence[str]) -> list[str]:
-    """Starts machines, and returns notes. Running already is fine; a paused one goes on.
+    """Starts machines, each once, and returns notes. Running already is fine; a paused one goes on.
 
-    Raises NotFound, Taken, Unable, HypervisorFailed.
+    Goes on past an error. Raises NotFound, Taken, Unable, HypervisorFailed; PartlyDone where others were started.
     """
-    if not context.hypervisor.is_local:
-        return _start_elsewhere(context, names)
-    context.require_local_root("starting a VM")
+    if context.hypervisor.is_local:
+        context.require_local_root("starting a VM")
+    start_one = _start_here if context.hypervisor.is_local else _start_elsewhere
     notes: list[str] = []
-    for machine in [context.hypervisor.get(name) for name in names]:
+    started: list[str] = []
+    failed: list[MacvmError] = []
+    for machine in {machine.uuid: machine for machine in map(context.hypervisor.get, names)}.values():
         if machine.state == "running":
             notes.append(f"{machine.name} is running already")
             continue
-        if machine.state not in ("paused", "suspended"):
-            _check_before_start(context, machine)
-        work = context.journal.begin("start", machine.name, machine.uuid, {})
         try:
-            notes += _start_steps(context, machine, work.step)
-        except BaseException:
-            _power_off_again(context, machine)
-            work.close()
-            raise
-        work.close()
-    return notes
-
-
-def _start_elsewhere(context: Context, names: Sequence[str]) -> list[str]:
-    """On another host libvirt is all that macvm reaches."""
-    notes: list[str] = []
-    for machine in [context.hypervisor.get(name) for name in names]:
-        if machine.state == "running":
-            notes.append(f"{machine.name} is running already")
-        elif machine.state == "paused":
-            context.hypervisor.resume(machine.uuid, machine.name)
+            notes += start_one(context, machine)
+        except MacvmError as error:
+            failed.append(error)
         else:
-            context.hypervisor.start(machine.uuid, machine.name, paused=False)
+            started.append(machine.name)
+    if failed and started:
+        said = "; ".join(str(problem) for problem in failed)
+        raise PartlyDone(f"only {', '.join(started)} started: {said}", failed[0].hint)
+    if failed:
+        raise failed[0] if len(failed) == 1 else Problems(failed)
     return notes
+
+
+def _start_here(context: Context, machine: FoundMachine) -> list[str]:
+    if machine.state not in ("paused", "suspended"):
+        _check_before_start(context, machine)
+    work = context.journal.begin("start", machine.name, machine.uuid, {})
+    try:
+        notes = _start_steps(context, machine, work.step)
+    except BaseException:
+        _power_off_again(context, machine)
+        work.close()
+        raise
+    work.close()
+    return notes
+
+
+def _start_elsewhere(context: Context, machine: FoundMachine) -> list[str]:
+    """On another host libvirt is all that macvm reaches."""
+    if machine.state == "paused":
+        context.hypervisor.resume(machine.uuid, machine.name)
+    else:
+        context.hypervisor.start(machine.uuid, machine.name, paused=False)
+    return []
 
 
 def _power_off_again(context: Context, machine: FoundMachine) -> None:
