@@ -12,7 +12,7 @@ from provisioner.actions import machines, preview, views, waiting
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
-from provisioner.cli.machines import open_console
+from provisioner.cli.machines import open_console, require_terminal
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
@@ -76,6 +76,8 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         raise Usage(f"--wait={wait_for} is not known", "--wait or --wait=ping")
     if console and count:
         raise Usage("--console and --count exclude one another", "open it later: macvm console NAME")
+    if console and not dry_run:
+        require_terminal(name or "NAME")
     with looking() if dry_run else changing() as (context, options):
         if not given["ssh_keys"] and context.settings.ssh_key:
             given["ssh_keys"] = [Path(context.settings.ssh_key).expanduser()]

@@ -125,12 +125,22 @@ def console(name: str) -> None:
     open_console(name)
 
 
+def require_terminal(name: str) -> None:
+    """Raises Usage where there is none for the console."""
+    if not sys.stdin.isatty():
+        raise Usage(
+            "the console needs a terminal, and standard input is none",
+            f"ssh -t where ssh is in between; in a script: script -qec 'macvm console {name}' /dev/null",
+        )
+
+
 def open_console(name: str) -> None:
     """Becomes `virsh console`, which is kept well; says the image's login first."""
     with looking() as (context, _):
         machine = context.hypervisor.get(name)
         if machine.state == "off":
             raise Usage(f"{machine.name} is off, and has no console now", f"macvm start {machine.name}")
+    require_terminal(machine.name)
     marks = machine.marks
     entry = images.catalogue().get(marks.image.partition(":")[0]) if marks else None
     if entry and marks and entry.login:
