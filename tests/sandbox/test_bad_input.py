@@ -32,6 +32,7 @@ printf 'not an image' > text.qcow2
 : > empty.img
 head -c 3000 {STATE}/images/*.qcow2 > header.qcow2
 head -c 9000000 {STATE}/images/*.qcow2 > cut.qcow2
+qemu-img create -q -f qcow2 other.qcow2 1M
 qemu-img create -q -f qcow2 -b /etc/shadow -F raw overlay.qcow2 1M
 qemu-img create -q -f qcow2 huge.qcow2 60T
 echo 'no xml <at all' > broken.xml
@@ -107,6 +108,7 @@ TABLE = [
     Bad("x --mac 52:54:00:00:00:09 --count 2", 2, "--mac and --count"),
     # addresses
     Bad("x --ip 192.0.2.2/24", 4, "192.0.2.2 is this host's own, on eth0"),
+    Bad("x --ip 192.0.2.1/24", 4, "192.0.2.1 is that of a router of this host's"),
     Bad("x --ip 192.0.2.61/24", 4, "192.0.2.61 is held by machine holder"),
     Bad("x --ip 192.0.2.0/24", 2, "network address of 192.0.2.0/24"),
     Bad("x --ip 192.0.2.255", 2, "broadcast address of 192.0.2.0/24"),
@@ -158,7 +160,7 @@ TABLE = [
     Bad(f"{FILES}/overlay.qcow2 new", 2, "an overlay that names another file", command="image import"),
     Bad(f"{FILES}/huge.qcow2 new", 2, "60 TiB", "8.0 TiB", command="image import"),
     Bad(f"{FILES}/text.qcow2 ../new", 2, "cannot be a", command="image import"),
-    Bad(f"{FILES}/text.qcow2 tiny", 4, "an image tiny already", "tiny:2", command="image import"),
+    Bad(f"{FILES}/other.qcow2 tiny", 4, "another image tiny already", "tiny:2", command="image import"),
     Bad(
         f"{FILES}/text.qcow2 new --checksum sha256:{'0' * 64}", 2, "checksum", "expected sha256", command="image import"
     ),

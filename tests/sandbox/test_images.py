@@ -72,6 +72,36 @@ def test_an_image_in_use_is_not_deleted(host: KvmHost, sources: dict[str, str]) 
     host.macvm("image", "delete", "--yes", "mine")
 
 
+def test_the_base_of_a_kept_disk_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
+    host.macvm("image", "import", sources["qcow2"], "mine")
+    host.create("one", "--image", "mine", "--no-start")
+    host.macvm("delete", "--yes", "--keep-disks", "one")
+    disk = host.sh(f"ls {STATE}/machines/*/disk.qcow2").strip()
+    for words in (["--yes", "mine"], ["--dry-run", "mine"]):
+        with host.unchanged():
+            assert disk in host.macvm("image", "delete", *words, status=4).stderr
+    host.sh(f"rm {disk}; rmdir {disk.removesuffix('/disk.qcow2')}")
+    host.macvm("image", "delete", "--yes", "mine")
+
+
+def test_another_image_of_the_same_name_is_refused_and_the_same_put_back(
+    host: KvmHost, sources: dict[str, str]
+) -> None:
+    host.macvm("image", "import", sources["qcow2"], "mine:1")
+    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    base = f"{STATE}/images/{image['digest']}.qcow2"
+    host.sh("qemu-img create -q -f qcow2 /run/images/other.qcow2 8M")
+    with host.unchanged():
+        assert (
+            "another image mine:1"
+            in host.macvm("image", "import", "/run/images/other.qcow2", "mine:1", status=4).stderr
+        )
+    host.sh(f"rm {base}")
+    assert "put the image back" in host.macvm("create", "user", "--image", "mine", status=5).stderr
+    host.macvm("image", "import", sources["qcow2"], "mine:1")
+    host.create("user", "--image", "mine", "--no-start")
+
+
 def test_an_image_used_by_a_machine_of_others_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
     host.macvm("image", "import", sources["qcow2"], "mine")
     (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
