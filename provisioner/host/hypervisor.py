@@ -11,8 +11,7 @@ import os
 import pwd
 import re
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -368,17 +367,6 @@ class Hypervisor:
             return str(libvirt_qemu.qemuAgentCommand(self._domain(uuid), command, timeout, 0))
         except libvirt.libvirtError:
             return None
-
-    def wait_until_off(self, uuid: str, timeout: float, *, every: Callable[[], None] | None = None) -> bool:
-        """True once the domain is off or gone, False after `timeout` seconds. `every` is called between looks."""
-        deadline = time.monotonic() + timeout
-        while self.state(uuid) not in (None, "off", "crashed"):
-            if time.monotonic() >= deadline:
-                return False
-            if every:
-                every()
-            time.sleep(0.1)
-        return True
 
     @contextlib.contextmanager
     def _gone_is_fine(self) -> Iterator[None]:
