@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from provisioner.context import Context
 from provisioner.errors import NotFound
 from provisioner.host import disks
 from provisioner.model.found import FoundMachine
-from provisioner.model.nic import Nic
+from provisioner.model.nic import Interface, Nic
 from provisioner.model.seed import network_files
 
 #: Seconds for the guest to notice a new NIC, and for the commands in it to end.
@@ -39,8 +40,9 @@ def rewrite_seed(context: Context, machine: FoundMachine, saved: FoundMachine) -
     return True
 
 
-def apply_now(context: Context, machine: FoundMachine, nic: Nic) -> str:
-    """Gives a running guest the NIC's static addresses through its agent. Returns why not; "" when it was done."""
+def apply_now(context: Context, machine: FoundMachine, nic: Nic, old: Sequence[Interface] = ()) -> str:
+    """Gives a running guest the NIC's static addresses through its agent, in place of `old` ones. Returns why not; ""
+    when it was done."""
     if not nic.addressing.static:
         return "" if nic.addressing.dhcp else "no address was asked for"
     if context.hypervisor.agent(machine.uuid, '{"execute": "guest-ping"}') is None:
@@ -50,9 +52,11 @@ def apply_now(context: Context, machine: FoundMachine, nic: Nic) -> str:
         return "the guest agent does not see the NIC"
     commands = [f"ip link set {name} up"]
     commands += [f"ip address replace {interface} dev {name}" for interface in nic.addressing.static]
-    for command in commands:
+    gone = [f"ip address del {interface} dev {name}" for interface in old if interface not in nic.addressing.static]
+    for command in [*commands, *gone]:
         failure = _run_in_guest(context, machine, command)
-        if failure:
+        # A guest may have had another address all along.
+        if failure and command not in gone:
             return f"in the guest, `{command}` failed: {failure}"
     return ""
 

@@ -82,7 +82,7 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
     carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
     shown = after if asked.addressing is not None else replace(after, addressing=Addressing())
-    return report(context, machine, shown, plan.live, plan.config, [])
+    return report(context, machine, shown, plan.live, plan.config, [], plan.before.addressing.static)
 
 
 def plan_change(context: Context, name: str, wanted: str | None, asked: Change) -> Plan:

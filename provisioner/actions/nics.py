@@ -235,12 +235,25 @@ def require_rights(context: Context, addressing: Addressing) -> None:
         context.require_local_root("giving a NIC an address")
 
 
-def report(context: Context, machine: FoundMachine, nic: Nic, live: bool, config: bool, notes: list[str]) -> NicChange:
-    reason = guest.apply_now(context, machine, nic) if live else f"{machine.name} is off"
+def report(
+    context: Context,
+    machine: FoundMachine,
+    nic: Nic,
+    live: bool,
+    config: bool,
+    notes: list[str],
+    old: Sequence[Interface] = (),
+) -> NicChange:
+    """What became of a NIC whose guest had the `old` addresses."""
+    running = machine.state not in ("off", "crashed")
+    reason = "only the definition was changed" if running else f"{machine.name} is off"
+    if live:
+        reason = guest.apply_now(context, machine, nic, old)
     local = context.hypervisor.is_local
     if reason and nic.addressing.static and config and local and guest.seed_of(context, machine):
         reason += "; its seed has the address from the next boot on"
     elif reason and nic.addressing.static:
+        reason += ", and macvm has no seed to tell it by" if config else ""
         reason += "; set it in the guest: " + ", ".join(map(str, nic.addressing.static))
     view = next((view for view in views.show(context, machine.uuid).nics if view.mac == nic.mac), None)
     asked = bool(nic.addressing.static)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import HypervisorFailed, NotFound
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from provisioner.host.store import Lease
 
 
-@dataclass(frozen=True)
-class AddressView:
+class AddressView(NamedTuple):
     """An address, where it is known from, and since or when it was last seen."""
 
     address: str
@@ -29,8 +27,7 @@ class AddressView:
     seen: str
 
 
-@dataclass(frozen=True)
-class NicView:
+class NicView(NamedTuple):
     """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where it is not running or not direct.
 
     `link` is the guest's carrier as libvirt has it, `carrier` the host device's, None where there is none.
@@ -48,8 +45,7 @@ class NicView:
     addresses: tuple[AddressView, ...]
 
 
-@dataclass(frozen=True)
-class MachineView:
+class MachineView(NamedTuple):
     """`made_by_macvm` tells whether macvm may delete it."""
 
     name: str
@@ -62,8 +58,7 @@ class MachineView:
     made_by_macvm: bool
 
 
-@dataclass(frozen=True)
-class Listing:
+class Listing(NamedTuple):
     """What was found; `problem` is set where libvirt could not be asked, and the machines are the store's then."""
 
     machines: tuple[MachineView, ...]

@@ -13,6 +13,8 @@ import click
 
 def plain(value: Any) -> Any:
     """A result as JSON's own types."""
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):

@@ -11,9 +11,9 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from provisioner.errors import MacvmError, Taken, Unable
 from provisioner.host import locks
@@ -65,8 +65,7 @@ class StoreFailed(MacvmError):
     """The store cannot be read or written."""
 
 
-@dataclass(frozen=True)
-class Lease:
+class Lease(NamedTuple):
     """An address held by a NIC. `network` is a network's name, or `parent:DEV` for an address on a bare parent."""
 
     network: str
@@ -78,8 +77,7 @@ class Lease:
     since: str
 
 
-@dataclass(frozen=True)
-class StoredImage:
+class StoredImage(NamedTuple):
     """An image in the local store. Sizes in bytes. `stamp` is the base file's inode, size and change time when it was
     last known to match `digest`; `kernel` and `initrd` are file names, empty where the image brings none."""
 
@@ -253,7 +251,7 @@ class Store:
 
     def add_image(self, image: StoredImage) -> None:
         """Adds an image, or replaces the one of the same name and version."""
-        columns = vars(image)
+        columns = image._asdict()
         marks = ", ".join(f":{name}" for name in columns)
         with self.change() as db:
             db.execute(f"INSERT OR REPLACE INTO images ({', '.join(columns)}) VALUES ({marks})", columns)

@@ -106,9 +106,9 @@ def count_slots(domain: str) -> Slots:
         buses = {int(port.get("index", "0")) for port in ports}
         taken = {int(address.get("bus", "0"), 16) for address in addresses} & buses
         return Slots("q35", len(buses), len(taken))
-    # Slot 0 is the host bridge.
+    # Slots 0 and 1 are the board's own: the host bridge, and the PIIX3 with the functions that belong to it.
     on_bus = {address.get("slot") for address in addresses if int(address.get("bus", "0"), 16) == 0}
-    return Slots("i440fx", 31, len(on_bus - {"0x00"}))
+    return Slots("i440fx", 30, len(on_bus - {"0x00", "0x01"}))
 
 
 def _place(address: Element) -> tuple[str, ...]:

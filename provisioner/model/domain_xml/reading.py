@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from provisioner.model.domain_xml.parsing import NS, Element, parse
@@ -35,22 +36,19 @@ def _found_marks(mark: Element | None) -> Marks | None:
     return Marks(labels=labels, **texts)
 
 
-def _attribute(element: Element, path: str, name: str, default: str = "") -> str:
-    found = element.find(path)
-    return default if found is None else found.get(name, default)
-
-
 def _found_nic(element: Element) -> FoundNic:
-    mode = _attribute(element, "source", "mode")
-    kind = element.get("type", "")
+    parts: dict[str, Element] = {str(child.tag): child for child in element}
+    nothing: Mapping[str, str] = {}
+    source, kind = parts.get("source", nothing), element.get("type", "")
+    mode = source.get("mode")
     return FoundNic(
-        mac=Mac(_attribute(element, "mac", "address").lower()),
+        mac=Mac(parts["mac"].get("address", "").lower()),
         kind=kind,
         # A direct NIC without a mode is VEPA to libvirt; a network's NIC shows the mode it got while it runs.
         mode=MacvtapMode(mode) if mode else (MacvtapMode.VEPA if kind == "direct" else None),
-        parent=_attribute(element, "source", "dev") if kind == "direct" else "",
-        network=_attribute(element, "source", "network"),
-        device=_attribute(element, "target", "dev"),
-        model=_attribute(element, "model", "type"),
-        link=_attribute(element, "link", "state", "up"),
+        parent=source.get("dev", "") if kind == "direct" else "",
+        network=source.get("network", ""),
+        device=parts.get("target", nothing).get("dev", ""),
+        model=parts.get("model", nothing).get("type", ""),
+        link=parts.get("link", nothing).get("state", "up"),
     )
