@@ -50,10 +50,11 @@ def apply_now(context: Context, machine: FoundMachine, nic: Nic, old: Sequence[I
     name = _guest_interface(context, machine, nic)
     if not name:
         return "the guest agent does not see the NIC"
+    # First, for the kernel removes with a subnet's first address all others of that subnet.
+    gone = [f"ip address del {interface} dev {name}" for interface in old if interface not in nic.addressing.static]
     commands = [f"ip link set {name} up"]
     commands += [f"ip address replace {interface} dev {name}" for interface in nic.addressing.static]
-    gone = [f"ip address del {interface} dev {name}" for interface in old if interface not in nic.addressing.static]
-    for command in [*commands, *gone]:
+    for command in [*gone, *commands]:
         failure = _run_in_guest(context, machine, command)
         # A guest may have had another address all along.
         if failure and command not in gone:

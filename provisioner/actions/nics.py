@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from provisioner.actions import guest, passthrough, shims, views
@@ -26,7 +27,7 @@ from provisioner.model.domain_xml.nics import (
 )
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing, Nic
+from provisioner.model.nic import Addressing, Interface, Nic
 
 #: Seconds that a guest may take to let go of a NIC.
 DETACH_TIMEOUT = 10.0
