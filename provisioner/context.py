@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from provisioner.errors import Unable, Usage
 from provisioner.host import locks
@@ -154,7 +155,9 @@ class Context:
         """Raises Unable for a remote or session libvirt."""
         uri = self.settings.connect
         if not is_local(uri):
-            hint = f"ssh {uri.split('://')[-1].split('/')[0] or 'HOST'} sudo macvm …"
+            parts = urlsplit(uri)
+            user = f"{parts.username}@" if parts.username else ""
+            hint = f"ssh {user}{parts.hostname or 'HOST'} sudo macvm …"
             raise Unable(f"{doing} needs this host's own libvirt, not {uri}", hint)
         if uri.endswith("/session"):
             raise Unable(f"{doing} is not possible with {uri}: macvtap needs root", "use qemu:///system")

@@ -107,7 +107,8 @@ def import_image(context: Context, source: Path, wanted: str, checksum: str) -> 
 
 
 def build_tiny(context: Context) -> StoredImage:
-    """Builds the tiny image from the host's own kernel and busybox; replaces an older one of the same kernel."""
+    """Builds the tiny image from the host's own kernel and busybox; replaces an older one, whose files go unless disks
+    are overlays of them."""
     from provisioner.host.tiny import build
 
     context.require_local_root("building an image")
@@ -118,7 +119,12 @@ def build_tiny(context: Context) -> StoredImage:
         disk = disks.import_disk(built.disk, folder)
         kernel = disks.import_file(built.kernel, folder, ".vmlinuz")
         initrd = disks.import_file(built.initrd, folder, ".initrd")
-    return _add(context, disk, "tiny", "", kernel.name, initrd.name)
+    old = find_image(context.store.images(), "tiny")
+    new = _add(context, disk, "tiny", "", kernel.name, initrd.name)
+    if old and old.digest != new.digest and not _overlays(context, image_path(context, old)):
+        for path in _files_of(context, old, context.store.images()):
+            disks.remove_file(path, context.images_dir)
+    return new
 
 
 def _add(
@@ -165,15 +171,24 @@ def find_deletable(context: Context, store: Store | None, wanted: str) -> tuple[
     if users:
         hint = f"delete them first: macvm delete {' '.join(users)}"
         raise Taken(f"the image {wanted} is the base of the disks of {', '.join(users)}", hint)
-    overlays = [disk for disk in context.machines_dir.glob("*/*.qcow2") if path in disks.backing_files(disk)]
+    overlays = _overlays(context, path)
     if overlays:
         # Of a machine that is just being made, or was deleted with --keep-disks.
         named = " ".join(map(str, overlays))
         raise Taken(f"the image {wanted} is the base of {named}", f"where they are of no use any more: rm {named}")
-    others = [other for other in images if other is not image]
+    return image, _files_of(context, image, [other for other in images if other is not image])
+
+
+def _overlays(context: Context, base: Path) -> list[Path]:
+    """macvm's own disks over a base, of machines and kept ones."""
+    return [disk for disk in context.machines_dir.glob("*/*.qcow2") if base in disks.backing_files(disk)]
+
+
+def _files_of(context: Context, image: StoredImage, others: list[StoredImage]) -> list[Path]:
+    """An image's files that none of the others has too."""
     kept = {name for other in others for name in (f"{other.digest}.qcow2", other.kernel, other.initrd)}
-    gone = [name for name in (path.name, image.kernel, image.initrd) if name and name not in kept]
-    return image, [context.images_dir / name for name in gone]
+    names = (f"{image.digest}.qcow2", image.kernel, image.initrd)
+    return [context.images_dir / name for name in names if name and name not in kept]
 
 
 def users_of(context: Context, base: Path) -> list[str]:

@@ -12,6 +12,7 @@ from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.undo import Undo, carry_out
+from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
 from provisioner.host import disks, links
@@ -77,6 +78,16 @@ def unused_name(context: Context) -> str:
     while f"vm{number}" in taken:
         number += 1
     return f"vm{number}"
+
+
+def check(context: Context, requests: Sequence[CreateRequest]) -> None:
+    """Raises Problems with what stands in the way of any of them; changes nothing."""
+    context.require_local_root("creating a VM")
+    findings = Findings()
+    for request in requests:
+        with findings.checking():
+            make_plan(context, request)
+    findings.finish()
 
 
 def create(context: Context, request: CreateRequest) -> Created:

@@ -168,14 +168,14 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
 
 def restart(context: Context, names: Sequence[str], *, timeout: float, force: bool) -> list[str]:
     """`stop`, then `start`."""
-    if context.hypervisor.is_local:
-        context.require_local_root("starting a VM")
+    context.require_local_root("restarting a VM")
     stop(context, names, timeout=timeout, force=force)
     return start(context, names)
 
 
 def autostart(context: Context, names: Sequence[str], on: bool) -> None:
     """Raises NotFound; PartlyDone where some could not be changed."""
+    context.require_local("changing autostart")
     failed: list[MacvmError] = []
     for machine in [context.hypervisor.get(name) for name in names]:
         try:

@@ -29,7 +29,8 @@ def wait_for_ping(context: Context, names: Sequence[str], timeout: float) -> dic
                     break
         silent = [f"{name} ({', '.join(waiting[name])})" for name in waiting if name not in answered]
         if silent and time.monotonic() >= deadline:
-            hint = "see what the guest says: macvm console NAME; the machine stays as it is"
+            quiet = next(name for name in waiting if name not in answered)
+            hint = f"see what the guest says: macvm console {quiet}; the machine stays as it is"
             raise TimeUp(f"no answer within {timeout:g} s from {'; '.join(silent)}", hint)
         if silent:
             time.sleep(0.05)

@@ -165,6 +165,9 @@ def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str
     """One after the other. What was made before a failure stays, and is named."""
     names: list[str] = []
     told: set[str] = set()
+    if len(requests) > 1:
+        # What stands in the way of the last is known before the first is made.
+        machines.check(context, requests)
     for request in requests:
         try:
             made = machines.create(context, request)

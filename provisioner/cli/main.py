@@ -80,8 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
         status = 2
     except MacvmError as error:
         status = report(error)
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:
         click.echo("", err=True)
+        status = 130
+    except KeyboardInterrupt:
+        click.echo("interrupted: what was begun has been undone", err=True)
         status = 130
     except BrokenPipeError:
         # The reader went away (`macvm list | head`): no complaint, and none from the interpreter's own flush either.
