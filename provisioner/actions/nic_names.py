@@ -15,7 +15,8 @@ def choose_nic(machine: FoundMachine, nics: Sequence[FoundNic], wanted: str | No
         found = list(nics)
     else:
         word = wanted.strip().lower().replace("-", ":") if ":" in wanted or "-" in wanted else wanted.strip().lower()
-        found = next((match for match in _matches(nics, word, wanted) if match), [])
+        # An empty word would match every NIC without a network, or without a device.
+        found = next((match for match in _matches(nics, word, wanted) if match), []) if word else []
     if len(found) == 1:
         return found[0]
     here = "; ".join(describe(nic) for nic in nics) or "none"
