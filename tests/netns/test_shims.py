@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from provisioner.actions import shims
+from provisioner.actions import passthrough, shims
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import Taken, Unable
@@ -193,14 +193,33 @@ def test_an_idle_shim_gives_way_to_passthrough_and_a_used_one_does_not(context: 
     hold(context, "web1", "192.0.2.11", MAC1)
     shims.ensure(context, [route("192.0.2.11")])
     with pytest.raises(Taken, match="through which the host reaches web1"):
-        shims.give_way(context, "eth0", MacvtapMode.PASSTHROUGH)
+        passthrough.take(context, "other", "eth0", MacvtapMode.PASSTHROUGH)
     context.store.release("web1")
-    shims.give_way(context, "eth0", MacvtapMode.PRIVATE)
+    passthrough.take(context, "other", "eth0", MacvtapMode.PRIVATE)
     assert netlink.find_link("mv-eth0")
-    shims.give_way(context, "eth0", MacvtapMode.PASSTHROUGH)
+    passthrough.take(context, "other", "eth0", MacvtapMode.PASSTHROUGH)
     assert netlink.find_link("mv-eth0") is None
     ip("link add mt0 link eth0 type macvtap mode passthru")
-    shims.give_way(context, "nosuch", MacvtapMode.PASSTHROUGH)
+    passthrough.take(context, "other", "nosuch", MacvtapMode.PASSTHROUGH)
+
+
+def test_a_passthrough_parent_answers_for_itself_alone_until_it_is_given_back(context: Context) -> None:
+    key = "net/ipv4/conf/eth0/arp_ignore"
+    for mode in (MacvtapMode.BRIDGE, None):
+        passthrough.take(context, "web1", "eth0", mode)
+        assert links.read_sysctl(key) == "0"
+    for _ in range(2):
+        passthrough.take(context, "web1", "eth0", MacvtapMode.PASSTHROUGH)
+        assert links.read_sysctl(key) == "1"
+    passthrough.give_back(context, "another")
+    passthrough.give_back(context, "web1", "eth1")
+    assert links.read_sysctl(key) == "1"
+    passthrough.give_back(context, "web1")
+    assert links.read_sysctl(key) == "0"
+    links.sysctl(key, "2")
+    passthrough.take(context, "web1", "eth0", MacvtapMode.PASSTHROUGH)
+    passthrough.give_back(context, "web1")
+    assert links.read_sysctl(key) == "2", "what somebody has set is left"
 
 
 def test_a_mac_that_is_on_the_parent_already_is_taken() -> None:

@@ -15,11 +15,15 @@ from provisioner.actions.sandbox import Node, Sandbox
 
 STATE = "/var/lib/macvm"
 
+#: Runs a command as an ordinary user who may yet read the checkout, wherever it lies.
+NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+NOBODY += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
+
 #: All that macvm might leave, a section a line of `#`. Left out: what libvirt keeps (each domain's log, its cache, its
 #: empty folder for autostart), the neighbours that the kernel learns and forgets by itself, the number that the
 #: store gives to its next journal row, and when an image was built last.
 _SNAPSHOT = rf"""
-echo '#links'; ip -d -o link | sed -E 's/^[0-9]+: //'
+echo '#links'; ip -d -o link | sed -E 's/^[0-9]+: //; s/ state [A-Z]+//'
 echo '#addresses'; ip -o address | sed -E 's/^[0-9]+: //'
 echo '#routes'; ip -4 route show table all; ip -6 route show table all
 echo '#neighbours'; ip neigh show nud permanent; ip neigh show proxy; ip neigh | grep -E '^[^f].* dev m[tv]-'

@@ -35,7 +35,7 @@ for half in '' --inactive; do
     echo "# libvirt $half"
     virsh dumpxml web1 $half | sed -n '/<interface/,/<\/interface>/p' | grep -v '<alias'
 done
-echo '# kernel'; ip -d -o link | grep -E ' m[tv]-' | sed -E 's/^[0-9]+: //'
+echo '# kernel'; ip -d -o link | grep -E ' m[tv]-' | sed -E 's/^[0-9]+: //; s/ state [A-Z]+//'
 ip route; ip -6 route | grep -v fe80; (ip neigh; ip -6 neigh) | grep PERMANENT | sort
 ip neigh show proxy
 echo '# store'

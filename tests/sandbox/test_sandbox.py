@@ -29,6 +29,7 @@ from provisioner.errors import NotFound, TimeUp
 from provisioner.host.sandbox import wiring
 from provisioner.host.sandbox.client import CannotRun
 from provisioner.host.sandbox.failure import Failed
+from tests.sandbox.kvm_host import NOBODY
 
 MACVM = str(Path(sys.executable).parent / "macvm")
 
@@ -554,7 +555,7 @@ def test_sandboxes_at_once_do_not_disturb_each_other() -> None:
 @pytest.mark.parametrize(
     ("lacking", "named"),
     [
-        (["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"], "root"),
+        (NOBODY, "root"),
         (["unshare", "--user", "--map-root-user"], "not of a user namespace"),
         (["setpriv", "--bounding-set=-mknod,-sys_admin"], "CAP_SYS_ADMIN, CAP_MKNOD"),
     ],
