@@ -647,8 +647,11 @@ def test_a_failing_replug_puts_it_back_and_it_works(lab: Lab, point: str) -> Non
         failed = driven(lab.node, "nic", "set", "web1", mac(2), "--parent", "eth1", "--replug", fail=point)
         assert (failed.returncode, complaints(failed.stderr)) == (1, [(f"made to fail at {point}", "none")])
         lab.wait_for("192.0.2.11", mac(2), addresses=("198.51.100.11/24",))
-        lab.sh("ip address add 198.51.100.2/24 dev eth0; ping -c1 -W3 -I eth0 198.51.100.11; true")
-        lab.sh("ip address del 198.51.100.2/24 dev eth0")
+        # From the LAN, for the host has no address of that subnet on eth0.
+        there = "198.51.100.2/24 dev eth0"
+        lab.sh(
+            f"ip address add {there}; ping -c1 -W5 198.51.100.11; s=$?; ip address del {there}; exit $s", node=lab.lan
+        )
 
 
 def test_config_changes_only_the_definition(lab: Lab) -> None:
