@@ -2,7 +2,8 @@
 
 A parent beside the host's own link on the same LAN goes on answering ARP for the host's addresses, now with the guest's
 MAC, and the LAN then sends the guest what is the host's (seen: every request answered twice, all pings to the host
-lost). `arp_ignore=1` has a link answer for its own addresses alone (Documentation/networking/ip-sysctl).
+lost). `arp_ignore=1` has a link answer for its own addresses alone (Documentation/networking/ip-sysctl). And libvirt
+leaves the parent down when the guest goes, however it was before.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from provisioner.context import Context
 from provisioner.host import links, netlink
 from provisioner.model.mode import MacvtapMode
 
+_UP = "link/"
+
 
 def _key(parent: str) -> str:
     return f"net/ipv4/conf/{parent}/arp_ignore"
@@ -20,24 +23,31 @@ def _key(parent: str) -> str:
 def take(context: Context, owner: str, parent: str, mode: MacvtapMode | None) -> None:
     """Before a NIC comes up: macvm's idle shim gives way, and the parent no longer answers for the host. Nothing in
     other modes. Raises Taken while guests use the shim."""
-    if mode is not MacvtapMode.PASSTHROUGH or netlink.find_link(parent) is None:
+    link = netlink.find_link(parent)
+    if mode is not MacvtapMode.PASSTHROUGH or link is None:
         return
     shims.give_way(context, parent)
+    if link.up:
+        context.store.remember(_UP + parent, "up", owner)
     was = links.read_sysctl(_key(parent))
     if was == "0":
-        context.store.remember_sysctl(_key(parent), was, owner)
+        context.store.remember(_key(parent), was, owner)
         links.sysctl(_key(parent), "1")
 
 
 def give_back(context: Context, owner: str, parent: str = "") -> None:
     """Once a machine's NIC, or with no parent named any of its NICs, is gone: the parent is as it was. Any number of
     times; what somebody has changed since is left."""
-    for key, was in context.store.sysctls_of(owner):
-        if parent and key != _key(parent):
+    for key, was in context.store.remembered_of(owner):
+        if parent and key not in (_key(parent), _UP + parent):
             continue
-        if links.read_sysctl(key) == "1":
+        if key.startswith(_UP):
+            link = netlink.find_link(key.removeprefix(_UP))
+            if link and not link.up:
+                links.set_up(link)
+        elif links.read_sysctl(key) == "1":
             links.sysctl(key, was)
-        context.store.forget_sysctl(key)
+        context.store.forget(key)
 
 
 def making_lines(parent: str, mode: MacvtapMode) -> list[str]:

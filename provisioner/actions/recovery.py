@@ -7,7 +7,7 @@ or until libvirt's daemon has been restarted since.
 
 from __future__ import annotations
 
-from provisioner.actions import nic_changes, nics, power
+from provisioner.actions import nic_changes, nics, power, shims
 from provisioner.actions.removal import Remains, remove_all
 from provisioner.context import Context
 from provisioner.host.journal import Unfinished, Work
@@ -29,6 +29,23 @@ def recover(context: Context) -> list[str]:
         except BaseException:
             work.leave()
             raise
+    return told
+
+
+def release_orphans(context: Context) -> list[str]:
+    """Gives back what machines hold that libvirt no longer has, and says so. A machine whose disks macvm made keeps
+    them, with all else, for `delete`: they may be wanted."""
+    told = []
+    busy = {row.uuid for row in context.journal.unfinished()}
+    for uuid, name in context.store.machines().items():
+        if uuid in busy or context.hypervisor.state(uuid) is not None:
+            continue
+        if context.store.files_of(uuid):
+            told.append(f"kept: {name} is gone from libvirt, its files are not: macvm delete {name}")
+            continue
+        remains = Remains(name, uuid, tuple(shims.routes_of(context.store.leases(), uuid)))
+        remove_all(context, context.journal.begin("delete", name, uuid, remains.facts()), remains)
+        told.append(f"released: what {name} held, which is gone from libvirt")
     return told
 
 

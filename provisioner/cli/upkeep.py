@@ -21,7 +21,7 @@ def gc(dry_run: bool) -> None:
         return
     with changing(recover=False) as (context, options):
         context.require_local_root("cleaning up")
-        settled = recovery.recover(context)
+        settled = [*recovery.recover(context), *recovery.release_orphans(context)]
     if options.output == "json":
         render.print_json({"settled": settled})
     elif options.output == "name":

@@ -33,7 +33,7 @@ MIGRATIONS = (
       parent TEXT NOT NULL, since TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
     CREATE TABLE files (
       path TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT;
-    CREATE TABLE sysctls (
+    CREATE TABLE remembered (
       key TEXT PRIMARY KEY, was TEXT NOT NULL, owner TEXT NOT NULL) STRICT;
     CREATE TABLE images (
       name TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, login TEXT NOT NULL, kernel TEXT NOT NULL,
@@ -231,18 +231,18 @@ class Store:
 
     # what was changed on links that are not macvm's
 
-    def remember_sysctl(self, key: str, was: str, owner: str) -> None:
+    def remember(self, key: str, was: str, owner: str) -> None:
         """Before it is changed; what was remembered first stays."""
         with self.change() as db:
-            db.execute("INSERT OR IGNORE INTO sysctls VALUES (?, ?, ?)", (key, was, owner))
+            db.execute("INSERT OR IGNORE INTO remembered VALUES (?, ?, ?)", (key, was, owner))
 
-    def sysctls_of(self, owner: str) -> list[tuple[str, str]]:
-        """Keys below /proc/sys, and what they were."""
-        return [(row["key"], row["was"]) for row in self.rows("SELECT * FROM sysctls WHERE owner = ?", (owner,))]
+    def remembered_of(self, owner: str) -> list[tuple[str, str]]:
+        """What was changed for a machine's sake, and what it was."""
+        return [(row["key"], row["was"]) for row in self.rows("SELECT * FROM remembered WHERE owner = ?", (owner,))]
 
-    def forget_sysctl(self, key: str) -> None:
+    def forget(self, key: str) -> None:
         with self.change() as db:
-            db.execute("DELETE FROM sysctls WHERE key = ?", (key,))
+            db.execute("DELETE FROM remembered WHERE key = ?", (key,))
 
     # images
 

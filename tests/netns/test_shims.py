@@ -211,11 +211,15 @@ def test_a_passthrough_parent_answers_for_itself_alone_until_it_is_given_back(co
     for _ in range(2):
         passthrough.take(context, "web1", "eth0", MacvtapMode.PASSTHROUGH)
         assert links.read_sysctl(key) == "1"
+    # As libvirt leaves it when the guest goes.
+    ip("link set eth0 down")
     passthrough.give_back(context, "another")
     passthrough.give_back(context, "web1", "eth1")
     assert links.read_sysctl(key) == "1"
+    assert not netlink.get_link("eth0").up
     passthrough.give_back(context, "web1")
     assert links.read_sysctl(key) == "0"
+    assert netlink.get_link("eth0").up
     links.sysctl(key, "2")
     passthrough.take(context, "web1", "eth0", MacvtapMode.PASSTHROUGH)
     passthrough.give_back(context, "web1")

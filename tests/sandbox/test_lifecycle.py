@@ -145,6 +145,9 @@ def test_delete_after_virsh_undefine_clears_the_rest(clean: KvmHost) -> None:
     clean.create("lost", "--ip", "192.0.2.85/24")
     clean.sh("virsh destroy lost; virsh undefine lost")
     assert "192.0.2.85" in clean.sh("ip route")
+    # Its disk may be wanted: gc names it, and takes nothing.
+    assert "kept: lost is gone from libvirt" in clean.macvm("gc").stderr
+    assert "192.0.2.85" in clean.sh("ip route")
     clean.macvm("delete", "--yes", "lost")
     assert "192.0.2.85" not in clean.sh("ip route")
 
@@ -193,6 +196,21 @@ def test_a_machine_of_others_is_listed_started_and_never_deleted(clean: KvmHost)
         assert clean.show("theirs")["state"] == "running"
     finally:
         clean.sh("virsh destroy theirs; virsh undefine theirs")
+
+
+def test_gc_releases_what_a_foreign_machine_held(clean: KvmHost) -> None:
+    define = (
+        "virt-install --name theirs --memory 16 --import --disk none --osinfo none --graphics none --virt-type qemu"
+    )
+    clean.sh(f"{define} --network none --noautoconsole --print-xml > /run/theirs.xml; virsh define /run/theirs.xml")
+    with clean.unchanged():
+        clean.sh("virsh undefine theirs; virsh define /run/theirs.xml")
+        clean.macvm("nic", "attach", "theirs", "--ip", "192.0.2.87/24")
+        assert "nothing was left unfinished" in clean.macvm("gc").stderr
+        clean.sh("virsh undefine theirs")
+        assert "released: what theirs held" in clean.macvm("gc").stderr
+        clean.sh("virsh define /run/theirs.xml")
+    clean.sh("virsh undefine theirs; rm /run/theirs.xml")
 
 
 def test_a_paused_guest_does_not_hear_the_power_button(clean: KvmHost) -> None:
