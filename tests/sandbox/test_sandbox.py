@@ -74,6 +74,9 @@ def has_tap(host: Node, index: int) -> bool:
     return host.run(["test", "-c", f"/dev/tap{index}"]).returncode == 0
 
 
+CHECKOUT = Path(__file__).parents[2]
+
+
 @pytest.fixture
 def domain(box: Sandbox) -> Iterator[str]:
     """A running domain on `box` with a macvtap."""
@@ -87,7 +90,12 @@ def machine(fresh_box: Sandbox) -> Node:
     """A KVM host that plays the machine on which sandboxes are started."""
     node = fresh_box.host()
     node.run(["mount", "--make-rshared", "/"], check=True)
-    node.run(["mount", "-t", "tmpfs", "tmpfs", "/tmp"], check=True)
+    # A /tmp of its own, in which others' files do not come and go; the checkout stays where it is, be it in there.
+    script = f"""set -e
+    mkdir /run/checkout; mount --bind {CHECKOUT} /run/checkout; mount -t tmpfs tmpfs /tmp
+    [ -d {CHECKOUT} ] || {{ mkdir -p {CHECKOUT}; mount --bind /run/checkout {CHECKOUT}; }}
+    umount /run/checkout; rmdir /run/checkout"""
+    node.run(["sh", "-c", script], check=True, cwd="/")
     return node
 
 
