@@ -11,6 +11,7 @@ import click
 from provisioner.actions import images, machines, power, preview, waiting
 from provisioner.cli import render, words
 from provisioner.cli.base import Command, options_of
+from provisioner.cli.completion import machine_names
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.context import load_settings
 from provisioner.errors import Usage
@@ -19,7 +20,7 @@ from provisioner.host.commands import missing_tool
 
 def _names_and_dry_run(function: click.decorators.FC) -> click.decorators.FC:
     function = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")(function)
-    return click.argument("names", nargs=-1, required=True, metavar="NAME…")(function)
+    return click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=machine_names)(function)
 
 
 def _done(names: Sequence[str], word: str) -> None:
@@ -119,7 +120,7 @@ def _here() -> click.Context:
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 def console(name: str) -> None:
     """Open a VM's serial console; Ctrl+] ends it."""
     open_console(name)
@@ -155,7 +156,7 @@ def open_console(name: str) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("names", nargs=-1, required=True, metavar="NAME…")
+@click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=machine_names)
 @click.option("--for", "what", type=click.Choice(["ping"]), default="ping", help="What to wait for.  [ping]")
 @click.option("--timeout", type=words.SECONDS, default="60", help="How long.  [60s]")
 def wait(names: Sequence[str], what: str, timeout: float) -> None:

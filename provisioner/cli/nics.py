@@ -12,6 +12,7 @@ from provisioner.actions.request import NicRequest
 from provisioner.actions.views import MachineView, NicView
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import group, options_of
+from provisioner.cli.completion import machine_names, nic_names
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import nic_cells
 from provisioner.errors import Usage
@@ -24,7 +25,7 @@ def nic() -> None:
 
 
 @nic.command("list")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=machine_names)
 @click.option("--all", "everything", is_flag=True, help="Of every domain; so it is without NAME.")
 def list_(name: str | None, everything: bool) -> None:
     """List NICs: mode (the kernel's where it runs), parent, host device, MAC, model, link, addresses."""
@@ -75,7 +76,7 @@ def _one_scope(scopes: Sequence[str]) -> Any:
 
 
 @nic.command()
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 @click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
 @click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
 @click.option("--ip", multiple=True, metavar="ADDRESS/LEN|dhcp|none", help="What the guest is told; default dhcp.")
@@ -95,7 +96,7 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
     Any libvirt domain will do. The address is given to the guest at once where a guest agent answers, and through the
     seed for the next boot where macvm made the VM.
     """
-    from provisioner.actions import nics, preview
+    from provisioner.actions import nics
 
     flags = {key: given.pop(key) for key in ("trust_guest_filters", "no_shim", "take_parent")}
     wanted = parameters.first_nic(**given) or NicRequest()
@@ -108,14 +109,16 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
     )
     with looking() if dry_run else changing() as (context, _):
         if dry_run:
+            from provisioner.actions import preview
+
             click.echo("\n".join(preview.attach(context, name, wanted, options)))
             return
         _print_change(nics.attach(context, name, wanted, options), "attached")
 
 
 @nic.command()
-@click.argument("name")
-@click.argument("nic", metavar="NIC")
+@click.argument("name", shell_complete=machine_names)
+@click.argument("nic", metavar="NIC", shell_complete=nic_names)
 @_scope
 @click.option("--timeout", type=words.SECONDS, default="10", help="How long the guest may take.  [10s]")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
@@ -124,19 +127,21 @@ def detach(name: str, nic: str, scopes: Sequence[str], timeout: float, dry_run: 
 
     Waits until the guest has let go; where it does not, nothing else has changed.
     """
-    from provisioner.actions import nics, preview
+    from provisioner.actions import nics
 
     scope = _one_scope(scopes)
     with looking() if dry_run else changing() as (context, _):
         if dry_run:
+            from provisioner.actions import preview
+
             click.echo("\n".join(preview.detach(context, name, nic, scope)))
             return
         _print_change(nics.detach(context, name, nic, scope, timeout), "detached")
 
 
 @nic.command("set")
-@click.argument("name")
-@click.argument("nic", metavar="[NIC]", required=False)
+@click.argument("name", shell_complete=machine_names)
+@click.argument("nic", metavar="[NIC]", required=False, shell_complete=nic_names)
 @click.option("--link", type=click.Choice(["up", "down"]), help="The guest's carrier.")
 @click.option("--mode", type=parameters.MODE, help="bridge, vepa or private live; passthrough wants --replug.")
 @click.option("--parent", metavar="DEV", help="Another host link; wants --replug while the VM runs.")
@@ -153,7 +158,7 @@ def set_(name: str, nic: str | None, scopes: Sequence[str], dry_run: bool, **giv
     The kernel changes bridge, vepa and private on a running VM. What needs unplugging says what the guest will see, and
     wants --replug.
     """
-    from provisioner.actions import nic_changes, preview
+    from provisioner.actions import nic_changes
 
     ip, gateway, dns = given.pop("ip"), given.pop("gateway"), given.pop("dns")
     if (gateway or dns) and not ip:
@@ -162,6 +167,8 @@ def set_(name: str, nic: str | None, scopes: Sequence[str], dry_run: bool, **giv
     asked = nic_changes.Change(addressing=addressing, scope=_one_scope(scopes), **given)
     with looking() if dry_run else changing() as (context, _):
         if dry_run:
+            from provisioner.actions import preview
+
             click.echo("\n".join(preview.change(context, name, nic, asked)))
             return
         _print_change(nic_changes.change(context, name, nic, asked), "changed")

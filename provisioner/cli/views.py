@@ -10,6 +10,7 @@ from provisioner.actions import views
 from provisioner.actions.views import MachineView, NicView
 from provisioner.cli import render, words
 from provisioner.cli.base import Command
+from provisioner.cli.completion import machine_names
 from provisioner.cli.run import looking
 
 
@@ -48,7 +49,7 @@ def print_machine(machine: MachineView) -> None:
 
 
 @click.command("list", cls=Command)
-@click.argument("globs", nargs=-1, metavar="[GLOB]…")
+@click.argument("globs", nargs=-1, metavar="[GLOB]…", shell_complete=machine_names)
 @click.option("--lab", metavar="L", help="Only this lab's.")
 @click.option("-l", "--label", "labels", multiple=True, type=words.LABEL, help="Only those with this label.")
 def list_(globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]) -> None:
@@ -78,7 +79,7 @@ def _print_list(chosen: Sequence[MachineView]) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("name")
+@click.argument("name", shell_complete=machine_names)
 def show(name: str) -> None:
     """Show one VM."""
     with looking() as (context, options):

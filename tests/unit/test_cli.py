@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from provisioner import context
 from provisioner.actions import machines
 from provisioner.actions.request import CreateRequest
 from provisioner.cli.main import COMMANDS, cli
@@ -334,3 +335,58 @@ def test_addresses_do_not_run_out_of_their_subnet(first: str) -> None:
 
     with pytest.raises(Usage, match=r"broadcast|ends before|may have"):
         machines.numbered(CreateRequest("web", (parse_nic(f"ip={first}"),)), 4)
+
+
+#: A machine with two NICs, as libvirt's test driver takes it.
+TWO_NICS = """
+<node><domain type='test'><name>two</name><memory>8192</memory><os><type>hvm</type></os><devices>
+<interface type='direct'><mac address='52:54:00:00:00:0a'/><source dev='eth0' mode='vepa'/></interface>
+<interface type='network'><mac address='52:54:00:00:00:0b'/><source network='default'/></interface>
+</devices></domain>
+<network><name>default</name><bridge name='virbr0'/><ip address='192.168.122.1' netmask='255.255.255.0'/></network>
+</node>
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("macvm nic detach ", ["two", "running"]),
+        ("macvm show t", ["two", "running"]),
+        ("macvm start two ", []),
+        ("macvm show x", []),
+        ("macvm nic set two ", ["testnet0", "vepa on eth0", "testnet1", "network default"]),
+        (
+            "macvm nic detach --live two 52:",
+            ["52:54:00:00:00:0a", "vepa on eth0", "52:54:00:00:00:0b", "network default"],
+        ),
+        ("macvm nic set two 52-", ["52-54-00-00-00-0a", "vepa on eth0", "52-54-00-00-00-0b", "network default"]),
+        ("macvm nic detach two e", ["eth0", "vepa on eth0"]),
+        ("macvm nic detach nobody ", []),
+    ],
+)
+def test_the_shell_completes_machines_and_nics(
+    macvm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, typed: str, offered: list[str]
+) -> None:
+    driver = tmp_path / "driver.xml"
+    driver.write_text(TWO_NICS)
+    assert completed(macvm, monkeypatch, f"test://{driver}", tmp_path, typed) == offered
+
+
+@pytest.mark.parametrize("uri", [NOWHERE, "qemu+ssh://192.0.2.99/system", "no\tURI"])
+def test_completion_is_quiet_where_libvirt_cannot_be_asked(
+    macvm: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uri: str
+) -> None:
+    assert completed(macvm, monkeypatch, uri, tmp_path, "macvm nic detach ") == []
+
+
+def completed(macvm: Run, monkeypatch: pytest.MonkeyPatch, uri: str, state: Path, typed: str) -> list[str]:
+    """Each name that is offered, and its help."""
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - (not typed.endswith(" "))))
+    monkeypatch.setenv("_MACVM_COMPLETE", "zsh_complete")
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", uri)
+    monkeypatch.setattr("provisioner.context.DEFAULTS", {**context.DEFAULTS, "state_dir": str(state / "state")})
+    ran = macvm()
+    assert (ran.status, ran.err) == (0, "")
+    return [line.replace("\\:", ":") for line in ran.out.splitlines() if line not in ("", "plain")]
