@@ -301,13 +301,19 @@ def _detached(
 def plan_detach(
     context: Context, name: str, wanted: str | None, scope: Scope
 ) -> tuple[FoundMachine, FoundNic, tuple[bool, bool]]:
-    """The machine, the NIC that is meant, and the halves that change. Raises NotFound, Usage."""
+    """The machine, the NIC that is meant, and the halves that have it and change. Raises NotFound, Usage."""
     machine = context.hypervisor.get(name)
     persistent = context.hypervisor.is_persistent(machine.uuid)
     live, config = scope.halves(machine, persistent)
     saved = context.hypervisor.saved(machine.uuid) if persistent else machine
     there = _union(machine.nics if live else (), saved.nics if config else ())
-    return machine, choose_nic(machine, there, wanted), (live, config)
+    chosen = choose_nic(machine, there, wanted)
+    live, config = live and _has(machine, chosen.mac), config and _has(saved, chosen.mac)
+    return machine, chosen, (live, config)
+
+
+def _has(machine: FoundMachine, mac: Mac) -> bool:
+    return any(nic.mac == mac for nic in machine.nics)
 
 
 def _union(first: tuple[FoundNic, ...], second: tuple[FoundNic, ...]) -> list[FoundNic]:

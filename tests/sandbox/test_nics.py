@@ -655,6 +655,19 @@ def test_a_failing_replug_puts_it_back_and_it_works(lab: Lab, point: str) -> Non
         )
 
 
+@pytest.mark.parametrize("half", ["live", "config"])
+def test_a_nic_that_is_in_one_half_is_changed_there(lab: Lab, half: str) -> None:
+    with lab.same("web1"):
+        lab.nic("attach", "web1", f"--{half}", "--mac", mac(0x25), "--ip", "none")
+        changed = lab.nic("set", "web1", mac(0x25), "--parent", "eth1", "--replug")
+        assert (changed["live"], changed["config"]) == (half == "live", half == "config")
+        there = lab.live("web1", mac(0x25)) if half == "live" else lab.saved("web1", mac(0x25))
+        assert attributes(there, "source")["dev"] == "eth1"
+        assert lab.halves("web1", mac(0x25)) == (half == "live", half == "config")
+        detached = lab.nic("detach", "web1", mac(0x25))
+        assert (detached["live"], detached["config"]) == (half == "live", half == "config")
+
+
 def test_config_changes_only_the_definition(lab: Lab) -> None:
     lab.nic("set", "web1", mac(2), "--parent", "eth1", "--mode", "vepa", "--config")
     assert attributes(lab.saved("web1", mac(2)), "source") == {"dev": "eth1", "mode": "vepa"}
