@@ -24,7 +24,15 @@ from provisioner.context import Context
 from provisioner.errors import PartlyDone, Unable, Usage
 from provisioner.host import links
 from provisioner.host.journal import Work
-from provisioner.model.domain_xml.nics import find_nic_xml, link_of, same_source, with_link, with_source, without_alias
+from provisioner.model.domain_xml.nics import (
+    find_nic_xml,
+    link_of,
+    same_source,
+    source_of,
+    with_link,
+    with_source,
+    without_alias,
+)
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
@@ -77,6 +85,7 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
         "saved": old[1] if plan.config else "",
     }
     facts["told"] = told
+    facts["parent"] = after.parent
     # Over and done with where the change is undone: those that the NIC has now are known from what it is told.
     facts["routes"] = [[str(route.address), route.mac, route.parent] for route in guest_routes(after)]
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
@@ -164,13 +173,12 @@ def _rewire_live(context: Context, plan: Plan, old: str, work: Work, undo: Undo)
             links.set_mode(found.device, plan.after.mode)
         return
     with work.step("unplug"):
-        undo.then(lambda: plug_back(context, machine, found.mac, old))
+        undo.then(lambda: plug_back(context, machine, found.mac, old, plan.after.parent))
         if not detach_running(context, machine, found.mac, DETACH_TIMEOUT):
             raise PartlyDone(
                 f"the guest {machine.name} did not let go of {found.mac}; nothing was changed", "is its driver loaded?"
             )
     with work.step("plug"):
-        undo.then(lambda: passthrough.give_back(context, machine.uuid, plan.after.parent))
         passthrough.take(context, machine.uuid, plan.after.parent, plan.after.mode)
         # Same PCI slot, MAC and device name; no carrier until the host's side is ready.
         new = with_link(with_source(old, plan.after.parent, plan.after.mode), "down")
@@ -184,8 +192,8 @@ def _now(context: Context, machine: FoundMachine, mac: Mac) -> str:
     return find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac) or ""
 
 
-def plug_back(context: Context, machine: FoundMachine, mac: Mac, old: str) -> None:
-    """Puts a NIC back as it was before a replug, whatever is there now. Off or as it was already is fine."""
+def plug_back(context: Context, machine: FoundMachine, mac: Mac, old: str, parent: str) -> None:
+    """Puts a NIC back as it was before a replug to `parent`, whatever is there now. Off, or as it was, is fine."""
     if context.hypervisor.state(machine.uuid) in (None, "off", "crashed"):
         return
     now = _now(context, machine, mac)
@@ -193,6 +201,10 @@ def plug_back(context: Context, machine: FoundMachine, mac: Mac, old: str) -> No
         return
     if now and not detach_running(context, machine, mac, DETACH_TIMEOUT):
         raise PartlyDone(f"the guest {machine.name} does not let go of {mac}", "then: macvm gc")
+    # Only now that it is gone: libvirt takes a passthrough NIC's parent down with it.
+    if parent:
+        passthrough.give_back(context, machine.uuid, parent)
+    passthrough.take(context, machine.uuid, *source_of(old))
     context.hypervisor.attach_nic(machine.uuid, machine.name, without_alias(old), live=True)
     for nic in context.hypervisor.get(machine.uuid).nics:
         if nic.mac == mac and nic.kind == "direct" and nic.device:
@@ -212,9 +224,12 @@ def put_back(
     work: Work,
 ) -> None:
     """Undoes a killed change, from any state: wiring, link, leases and seed as they were."""
+    # First, for a parent that is to be passthrough's again has no room for the shim.
+    with work.step("routes-away"):
+        shims.release(context, routes)
     if facts["live"]:
         with work.step("plug-back"):
-            plug_back(context, machine, mac, facts["live"])
+            plug_back(context, machine, mac, facts["live"], facts.get("parent", ""))
             _restore_running(context, machine, mac, facts["live"])
     if facts["saved"]:
         with work.step("saved-back"):
@@ -223,7 +238,6 @@ def put_back(
     with work.step("lease-back"):
         _retell(context, machine, before, facts["told"])
     with work.step("routes-back"):
-        shims.release(context, routes)
         shims.ensure(context, guest_routes(before))
     with work.step("seed-back"):
         rewrite_seed(context, machine)

@@ -655,6 +655,23 @@ def test_a_failing_replug_puts_it_back_and_it_works(lab: Lab, point: str) -> Non
         )
 
 
+@pytest.mark.parametrize("point", ["set:plug:before", "set:plug:after", "set:saved:after"])
+@pytest.mark.parametrize("way", ["fail", "kill"])
+@pytest.mark.parametrize(("old", "new"), [("bridge", "passthrough"), ("passthrough", "bridge")])
+def test_an_undone_replug_leaves_the_parent_as_the_old_mode_needs_it(
+    lab: Lab, old: str, new: str, way: str, point: str
+) -> None:
+    lab.nic("attach", "web1", "--parent", "eth1", "--mode", old, "--mac", mac(0x24), "--ip", "none")
+    with lab.same("web1"):
+        driven(lab.node, "nic", "set", "web1", mac(0x24), "--mode", new, "--replug", **{way: point})
+        lab.macvm("gc")
+        assert attributes(lab.live("web1", mac(0x24)), "source") == {"dev": "eth1", "mode": old}
+        assert "UP" in lab.link("eth1")["flags"]
+        assert lab.sh("cat /proc/sys/net/ipv4/conf/eth1/arp_ignore").strip() == str(int(old == "passthrough"))
+    lab.nic("detach", "web1", mac(0x24))
+    assert lab.sh("cat /proc/sys/net/ipv4/conf/eth1/arp_ignore").strip() == "0"
+
+
 @pytest.mark.parametrize("half", ["live", "config"])
 def test_a_nic_that_is_in_one_half_is_changed_there(lab: Lab, half: str) -> None:
     with lab.same("web1"):

@@ -52,6 +52,12 @@ def test_the_slot_of_another_is_taken_over() -> None:
     assert "address" not in tags(nics.nic_xml(Nic(MAC), address_from="<interface/>"))
 
 
+def test_where_a_nic_is_wired_to_is_read_from_it() -> None:
+    assert nics.source_of(nics.nic_xml(Nic(MAC, MacvtapMode.PASSTHROUGH, "eth1"))) == ("eth1", MacvtapMode.PASSTHROUGH)
+    assert nics.source_of("<interface type='direct'><source dev='eth0'/></interface>") == ("eth0", MacvtapMode.VEPA)
+    assert nics.source_of("<interface type='network'><source network='default'/></interface>") == ("", None)
+
+
 def test_a_nic_is_found_by_its_mac_however_that_is_written() -> None:
     text = domain("q35", "<interface/>", LIVE.replace(MAC, MAC.upper()))
     assert nics.alias_of(nics.find_nic_xml(text, MAC) or "") == "net1"

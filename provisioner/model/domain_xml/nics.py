@@ -61,6 +61,16 @@ def same_source(one: str, other: str) -> bool:
     return first == second
 
 
+def source_of(nic: str) -> tuple[str, MacvtapMode | None]:
+    """The parent and the mode that a NIC has there; none where it is not direct."""
+    element = etree.fromstring(nic)
+    source = element.find("source")
+    if element.get("type") != "direct" or source is None:
+        return "", None
+    # libvirt's own default.
+    return source.get("dev", ""), MacvtapMode(source.get("mode", "vepa"))
+
+
 def link_of(nic: str) -> str:
     link = etree.fromstring(nic).find("link")
     return "up" if link is None else link.get("state", "up")
