@@ -36,7 +36,10 @@ def rewrite_seed(context: Context, machine: FoundMachine, saved: FoundMachine) -
         files = disks.read_seed(path)
     except NotFound:
         return False
-    disks.replace_seed(path, files | network_files(nics), context.hypervisor.qemu_user())
+    # Of a running machine, the seed is QEMU's user's already; libvirt's capabilities take 5 ms to ask for.
+    found = path.stat()
+    owner = (found.st_uid, found.st_gid) if found.st_uid else context.hypervisor.qemu_user()
+    disks.replace_seed(path, files | network_files(nics), owner)
     return True
 
 

@@ -117,6 +117,7 @@ def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
     undo.then(lambda: passthrough.give_back(context, machine.uuid))
     with work.step("disk"):
         undo.then(lambda: remove_files(context, machine.uuid))
+        disks.warm_up()
         _make_disk(context, plan)
     with work.step("seed"):
         _make_seed(context, plan)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from provisioner.actions import guest, passthrough, shims, views
 from provisioner.actions.nic_names import choose_nic
@@ -14,7 +15,7 @@ from provisioner.actions.views import NicView
 from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
 from provisioner.context import Context
 from provisioner.errors import PartlyDone, TimeUp, Unable, Usage
-from provisioner.host import links
+from provisioner.host import disks, links
 from provisioner.host.hypervisor import NoSlot
 from provisioner.host.journal import Work
 from provisioner.model.domain_xml.nics import (
@@ -53,8 +54,7 @@ class Scope(enum.Enum):
         return live, config
 
 
-@dataclass(frozen=True)
-class NicChange:
+class NicChange(NamedTuple):
     """What became of one NIC. `reason` says why its address, if one was asked for, was not applied in the guest."""
 
     machine: str
@@ -68,8 +68,7 @@ class NicChange:
     asked: bool = False
 
 
-@dataclass(frozen=True)
-class AttachOptions:
+class AttachOptions(NamedTuple):
     scope: Scope = Scope.BOTH
     model: str = "virtio"
     trust: bool = False
@@ -106,7 +105,8 @@ def _attach_elsewhere(context: Context, name: str, wanted: NicRequest, options: 
             undo.then(lambda: _remove_live(context, machine, nic.mac))
             _attach(context, machine, nic_xml(nic, trust=options.trust), live=True)
         if config:
-            _attach(context, machine, _saved_xml(context, machine, nic, options.trust), live=False)
+            running = _live_nic(context, machine, nic.mac) if live else ""
+            _attach(context, machine, _saved_xml(context, machine, nic, options.trust, running), live=False)
         undo.pop_all()
     notes = ["allmulticast is not set there: IPv6 wants --trust-guest-filters"]
     return report(context, machine, nic, live, config, notes)
@@ -116,10 +116,12 @@ def plan_attach(
     context: Context, name: str, wanted: NicRequest, options: AttachOptions
 ) -> tuple[FoundMachine, Nic, tuple[bool, bool], list[str]]:
     """The machine, the NIC as it will be, the halves that change, and notes. Changes nothing. Raises Problems."""
-    machine = context.hypervisor.get(name)
+    # The one look that checks all NICs for conflicts has this machine too: QEMU is asked each time for live XML.
+    there = Surroundings.look(context)
+    known = (machine for machine in there.machines if name in (machine.name, machine.uuid))
+    machine = next(known, None) or context.hypervisor.get(name)
     halves = options.scope.halves(machine, context.hypervisor.is_persistent(machine.uuid))
     findings = Findings()
-    there = Surroundings.look(context)
     shim, take = options.shim, options.take_parent
     nics = plan_nics(context, [wanted], there, findings, start=halves[0], shim=shim, take_parent=take)
     findings.finish()
@@ -137,29 +139,33 @@ def _attach_steps(
 ) -> None:
     live, config = halves
     routes = guest_routes(nic) if live else []
+    running = ""
     undo.then(lambda: shims.release(context, routes))
     undo.then(lambda: context.store.release_mac(nic.mac))
     if live:
         with work.step("live"):
+            # Undone after the NIC is gone, when libvirt takes the parent down.
+            undo.then(lambda: passthrough.give_back(context, machine.uuid, nic.parent))
             undo.then(lambda: _remove_live(context, machine, nic.mac))
             if shims.will_make(routes):
                 links.warm_up()
-            undo.then(lambda: passthrough.give_back(context, machine.uuid, nic.parent))
             passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
             # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
+            if config:
+                disks.warm_up()
             _attach(context, machine, nic_xml(nic, link="down", trust=options.trust), live=True)
             if nic.direct:
                 links.prepare_nic(nic.device, nic.mtu)
+            running = _live_nic(context, machine, nic.mac)
     if config:
         # Once the definition is as it was.
         undo.then(lambda: rewrite_seed(context, machine))
         with work.step("saved"):
             undo.then(lambda: _remove_saved(context, machine, nic.mac))
-            _attach(context, machine, _saved_xml(context, machine, nic, options.trust), live=False)
+            _attach(context, machine, _saved_xml(context, machine, nic, options.trust, running), live=False)
     if live:
         with work.step("link"):
-            xml = with_link(_live_nic(context, machine, nic.mac), "up")
-            context.hypervisor.update_nic(machine.uuid, machine.name, xml, live=True)
+            context.hypervisor.update_nic(machine.uuid, machine.name, with_link(running, "up"), live=True)
         with work.step("routes"):
             shims.ensure(context, routes)
     if config:
@@ -184,11 +190,10 @@ def _attach(context: Context, machine: FoundMachine, xml: str, *, live: bool) ->
         ) from error
 
 
-def _saved_xml(context: Context, machine: FoundMachine, nic: Nic, trust: bool) -> str:
-    """In the slot that the running machine gave it, where the definition has that free: the guest then sees the same
-    NIC after a restart."""
+def _saved_xml(context: Context, machine: FoundMachine, nic: Nic, trust: bool, running: str) -> str:
+    """In the slot that it has while `running`, where the definition has that free: the guest then sees the same NIC
+    after a restart."""
     xml = nic_xml(nic, trust=trust)
-    running = find_nic_xml(context.hypervisor.live_definition(machine.uuid), nic.mac)
     if running and address_is_free(context.hypervisor.definition(machine.uuid), running):
         return nic_xml(nic, trust=trust, address_from=running)
     return xml

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from provisioner.errors import MacvmError, NotFound, Taken, Unable, Usage
 from provisioner.host import links, netlink
@@ -14,8 +14,7 @@ from provisioner.model.names import printable
 _UNFIT_KINDS = ("tun", "ipvlan", "ipvtap", "wireguard", "ipip", "sit", "gre", "ip6tnl", "vti", "ifb", "nlmon")
 
 
-@dataclass(frozen=True)
-class Links:
+class Links(NamedTuple):
     """The host's links as one dump showed them."""
 
     all: tuple[Link, ...]

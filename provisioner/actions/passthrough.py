@@ -30,7 +30,8 @@ def take(context: Context, owner: str, parent: str, mode: MacvtapMode | None) ->
     if link.up:
         context.store.remember(_UP + parent, "up", owner)
     was = links.read_sysctl(_key(parent))
-    if was == "0":
+    # 1 may be macvm's own of an earlier machine, whose memory of it passes to this one.
+    if was in ("0", "1"):
         context.store.remember(_key(parent), was, owner)
         links.sysctl(_key(parent), "1")
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from provisioner.actions import passthrough, shims
 from provisioner.actions.shims import GuestRoute
@@ -22,8 +21,7 @@ from provisioner.host.journal import Work
 LOG_DIR = Path("/var/log/libvirt/qemu")
 
 
-@dataclass(frozen=True)
-class Remains:
+class Remains(NamedTuple):
     """What there may be of a machine; kept in the journal before anything is made or removed."""
 
     name: str

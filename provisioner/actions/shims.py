@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Taken, Unable
@@ -38,8 +38,7 @@ _SYSCTLS = (
 )
 
 
-@dataclass(frozen=True)
-class GuestRoute:
+class GuestRoute(NamedTuple):
     """A guest's address, the MAC it is at, and the parent it is behind."""
 
     address: Address

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from provisioner.actions import shims
 from provisioner.actions.parents import Links, check_parent, choose_parent
@@ -43,8 +44,7 @@ class Findings:
             raise Problems(list(unique.values()))
 
 
-@dataclass(frozen=True)
-class Surroundings:
+class Surroundings(NamedTuple):
     """What is there already."""
 
     links: Links

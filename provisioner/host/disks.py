@@ -9,10 +9,11 @@ import os
 import stat
 import struct
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.errors import MacvmError, NotFound, Unable, Usage
 from provisioner.host.commands import ToolFailed, run
@@ -31,8 +32,7 @@ class ImageRefused(Usage):
     """The file is no image that macvm takes."""
 
 
-@dataclass(frozen=True)
-class DiskImage:
+class DiskImage(NamedTuple):
     """A base image in the local store: `path` is `<digest>.qcow2`; sizes in bytes."""
 
     path: Path
@@ -211,6 +211,15 @@ def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -
     with os.fdopen(descriptor, "wb") as file:
         file.write(image)
         os.fchown(file.fileno(), *owner)
+
+
+def warm_up() -> None:
+    """Imports the ISO writer beside whatever the caller does next, best while libvirt or qemu-img is busy."""
+    threading.Thread(target=_import, name="import-pycdlib", daemon=True).start()
+
+
+def _import() -> None:
+    import pycdlib  # noqa: F401
 
 
 def replace_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:

@@ -10,9 +10,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from provisioner.host import locks
 from provisioner.host.store import NOTHING_TOLD, LeaseClaim, Store, claim_in, now
@@ -24,8 +23,7 @@ _FIRST_BYTE = 1024
 Checkpoint = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Unfinished:
+class Unfinished(NamedTuple):
     """A row as it was found. `began` is for people; `age` is in seconds of this boot, None when it is of another boot.
 
     `looked` is when a recovery first found no effect of an intended call, in seconds of this boot's monotonic clock,

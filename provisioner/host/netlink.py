@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.errors import MacvmError, NotFound
 from provisioner.model.nic import Address, Interface
@@ -54,8 +55,7 @@ class Link:
     mode: str
 
 
-@dataclass(frozen=True)
-class Route:
+class Route(NamedTuple):
     """A route of the main table. `protocol` tells who made it."""
 
     destination: ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -65,8 +65,7 @@ class Route:
     protocol: int
 
 
-@dataclass(frozen=True)
-class Neighbour:
+class Neighbour(NamedTuple):
     """An entry of the neighbour table, or, with `proxy`, an address that the host answers for."""
 
     address: Address

@@ -232,9 +232,10 @@ class Store:
     # what was changed on links that are not macvm's
 
     def remember(self, key: str, was: str, owner: str) -> None:
-        """Before it is changed; what was remembered first stays."""
+        """Before it is changed. What was remembered first stays; the machine that changes it last gives it back."""
+        sql = "INSERT INTO remembered VALUES (?, ?, ?) ON CONFLICT (key) DO UPDATE SET owner = excluded.owner"
         with self.change() as db:
-            db.execute("INSERT OR IGNORE INTO remembered VALUES (?, ?, ?)", (key, was, owner))
+            db.execute(sql, (key, was, owner))
 
     def remembered_of(self, owner: str) -> list[tuple[str, str]]:
         """What was changed for a machine's sake, and what it was."""

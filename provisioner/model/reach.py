@@ -19,7 +19,7 @@ as any two machines of the LAN do; passthrough always has a parent of its own.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from provisioner.model.mode import MacvtapMode
 
@@ -31,8 +31,7 @@ class Place(enum.Enum):
     LAN = "LAN peer"
 
 
-@dataclass(frozen=True)
-class Station:
+class Station(NamedTuple):
     """A guest's NIC in its mode, the host through its shim, or a LAN peer.
 
     `parent` is the link that the NIC or the shim sits on; a LAN peer has none.
@@ -47,8 +46,7 @@ class Station:
         return self.kind if isinstance(self.kind, MacvtapMode) else MacvtapMode.BRIDGE
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What gets from one station to another.
 
     `unicast` is a ping, which has to find its way, and back. The others go one way: `known_mac` is a frame to a MAC

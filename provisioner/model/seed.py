@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from provisioner.model.nic import Nic
 
@@ -17,8 +17,7 @@ from provisioner.model.nic import Nic
 VOLUME_LABEL = "cidata"
 
 
-@dataclass(frozen=True)
-class SeedRequest:
+class SeedRequest(NamedTuple):
     """What a guest is told. `nics` come in the order of the machine's; `password_hash` is crypt(5)'s `$6$…`."""
 
     hostname: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from lxml import etree
 
@@ -15,8 +15,7 @@ from provisioner.model.names import Mac
 from provisioner.model.nic import Nic
 
 
-@dataclass(frozen=True)
-class Slots:
+class Slots(NamedTuple):
     """Where a machine takes hot-plugged devices: its type, how many slots it has, and how many are taken."""
 
     machine_type: str
