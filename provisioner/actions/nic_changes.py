@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +22,7 @@ from provisioner.actions.parents import Links, check_parent
 from provisioner.actions.undo import Undo, carry_out
 from provisioner.actions.wiring import check_addresses, complete, guest_routes, leases_of
 from provisioner.context import Context
-from provisioner.errors import PartlyDone, Unable, Usage
+from provisioner.errors import NotFound, PartlyDone, Unable, Usage
 from provisioner.host import links
 from provisioner.host.journal import Work
 from provisioner.model.domain_xml.nics import (
@@ -169,7 +170,7 @@ def _rewire_live(context: Context, plan: Plan, old: str, work: Work, undo: Undo)
     machine, found = plan.machine, plan.found
     if not plan.replug:
         with work.step("mode"):
-            undo.then(lambda: links.set_mode(found.device, plan.before.mode))
+            undo.then(lambda: _set_mode_back(found.device, plan.before.mode))
             links.set_mode(found.device, plan.after.mode)
         return
     with work.step("unplug"):
@@ -249,7 +250,13 @@ def _restore_running(context: Context, machine: FoundMachine, mac: Mac, old: str
         return
     _update(context, machine, with_link(_now(context, machine, mac), link_of(old)), live=True)
     if found.mode in _LIVE_MODES and found.device:
-        links.set_mode(found.device, found.mode)
+        _set_mode_back(found.device, found.mode)
+
+
+def _set_mode_back(device: str, mode: MacvtapMode) -> None:
+    # Somebody may have deleted the macvtap of a running guest.
+    with contextlib.suppress(NotFound):
+        links.set_mode(device, mode)
 
 
 def _set_link(context: Context, plan: Plan, state: str, work: Work, undo: Undo) -> None:
