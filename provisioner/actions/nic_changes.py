@@ -98,8 +98,9 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
 def plan_change(context: Context, name: str, wanted: str | None, asked: Change) -> Plan:
     """Looks, and changes nothing."""
     machine, found, (live, config) = plan_detach(context, name, wanted, asked.scope)
-    if asked.link is None and asked.mode is None and asked.parent is None and asked.addressing is None:
-        raise Usage("nothing is to be changed", "say --link, --mode, --parent or --ip")
+    again = asked.link is None and asked.mode is None and asked.parent is None and asked.addressing is None
+    if again and not asked.replug:
+        raise Usage("nothing is to be changed", "say --link, --mode, --parent or --ip, or --replug to plug it in again")
     rewired = asked.mode is not None or asked.parent is not None
     if rewired and found.kind != "direct":
         hint = f"macvm nic detach {machine.name} {found.mac}, then macvm nic attach {machine.name}"
@@ -116,7 +117,7 @@ def plan_change(context: Context, name: str, wanted: str | None, asked: Change) 
         kept = set(before.addressing.addresses)
         fresh = tuple(interface for interface in after.addressing.static if interface.ip not in kept)
         check_addresses(context, replace(after, addressing=replace(after.addressing, static=fresh)), [])
-    replug = live and rewired and not _changes_live(before, after)
+    replug = live and (again or (rewired and not _changes_live(before, after)))
     if replug and not asked.replug:
         raise Usage(
             f"{found.mac} of {machine.name} can become {after.wiring} only by unplugging it: the guest sees its link "
@@ -144,7 +145,7 @@ def _known(context: Context, machine: FoundMachine, found: FoundNic) -> Nic:
 
 def _steps(context: Context, plan: Plan, asked: Change, old: tuple[str, str], work: Work, undo: Undo) -> None:
     rewired = asked.mode is not None or asked.parent is not None
-    if plan.live and plan.after.wiring != plan.before.wiring:
+    if plan.live and (plan.replug or plan.after.wiring != plan.before.wiring):
         _rewire_live(context, plan, old[0], work, undo)
     if rewired and plan.config:
         with work.step("saved"):

@@ -10,15 +10,20 @@ from __future__ import annotations
 from provisioner.actions import nic_changes, nics, power, shims
 from provisioner.actions.removal import Remains, remove_all
 from provisioner.context import Context
+from provisioner.errors import MacvmError
 from provisioner.host.journal import Unfinished, Work
 from provisioner.model.names import Mac
 
 #: Seconds between the first look and the one that settles it.
 GRACE = 60.0
 
+#: What begins the sentence of a row that is still there.
+UNSETTLED = "not settled: "
+
 
 def recover(context: Context) -> list[str]:
-    """Settles every abandoned row that can be settled, and says what it did, a sentence each."""
+    """Settles every abandoned row that can be settled, and says what it did, a sentence each. One that cannot be
+    settled now is said and left: it must not stand in the way of other machines."""
     told = []
     for row in context.journal.abandoned():
         work = context.journal.adopt(row)
@@ -26,9 +31,10 @@ def recover(context: Context) -> list[str]:
             continue
         try:
             told.append(_settle(context, row, work))
-        except BaseException:
+        except MacvmError as error:
+            told.append(f"{UNSETTLED}{row.action} {row.machine}, begun {row.began}: {error.message}")
+        finally:
             work.leave()
-            raise
     return told
 
 

@@ -124,9 +124,20 @@ def _machine_view(machine: FoundMachine, leases: dict[str, list[Lease]], links: 
         lab=marks.lab or None if marks else None,
         labels=dict(marks.labels) if marks else {},
         image=marks.image or None if marks else None,
-        nics=tuple(_nic_view(nic, leases.get(nic.mac, ()), links.get(nic.device)) for nic in machine.nics),
+        nics=tuple(
+            _seen(machine, _nic_view(nic, leases.get(nic.mac, ()), links.get(nic.device)), links)
+            for nic in machine.nics
+        ),
         made_by_macvm=marks is not None,
     )
+
+
+def _seen(machine: FoundMachine, nic: NicView, links: dict[str, Link]) -> NicView:
+    """A running machine's host device that somebody deleted is gone, whatever libvirt says of it."""
+    running = machine.state not in ("off", "crashed", "unknown")
+    if links and running and nic.parent and nic.device and nic.device not in links:
+        return nic._replace(link="gone")
+    return nic
 
 
 def _nic_view(nic: FoundNic, leases: Iterable[Lease], link: Link | None) -> NicView:

@@ -8,6 +8,7 @@ from provisioner.actions import recovery, unfinished
 from provisioner.cli import render
 from provisioner.cli.base import Command
 from provisioner.cli.run import changing, looking, tell
+from provisioner.errors import PartlyDone
 
 
 @click.command(cls=Command)
@@ -29,3 +30,6 @@ def gc(dry_run: bool) -> None:
     else:
         for line in settled or ["nothing was left unfinished"]:
             tell(line)
+    left = [line.removeprefix(recovery.UNSETTLED) for line in settled if line.startswith(recovery.UNSETTLED)]
+    if left:
+        raise PartlyDone(f"not settled: {'; '.join(left)}", "put right what it names, then: macvm gc")

@@ -85,7 +85,9 @@ class Work:
 
     def leave(self) -> None:
         """Lets go of the row without closing it: somebody must look at it later."""
-        os.close(self._lock)
+        if self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
 
     def keep_uncertain(self, clock: float, daemon: str) -> None:
         """Keeps the row for a later look; the first look's time and daemon stay."""

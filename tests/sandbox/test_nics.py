@@ -180,9 +180,8 @@ class Lab(KvmHost):
         try:
             yield "hollow"
         finally:
-            # Who undefines behind macvm's back leaves what macvm knows of it.
-            forget = "PRAGMA foreign_keys = ON; DELETE FROM macs WHERE machine = 'hollow'"
-            self.sh(f'virsh destroy hollow; virsh undefine hollow; sqlite3 {STATE}/macvm.db "{forget}"')
+            # Who undefines behind macvm's back leaves what macvm knows of it to gc.
+            self.sh("virsh destroy hollow; virsh undefine hollow; macvm gc")
 
     def xml(self, name: str) -> list[str]:
         """Both halves of a machine: NICs in the order of their MACs, without what says nothing: libvirt's names for devices,
@@ -759,3 +758,16 @@ def test_a_dry_run_changes_nothing(lab: Lab, words: tuple[str, ...]) -> None:
     with lab.same("web1"):
         told = lab.macvm("nic", *words, "--dry-run").stdout
     assert re.search(r"^(virsh|ip) ", told, re.MULTILINE), told
+
+
+def test_a_macvtap_that_somebody_deleted_is_seen_and_plugged_in_again(lab: Lab) -> None:
+    first = next(nic["mac"] for nic in lab.json("nic", "list", "web1"))
+    lab.sh(f"ip link delete mt-{first.replace(':', '')}")
+    assert lab.nics("web1")[first]["link"] == "gone"
+    ((error, hint),) = lab.nic("set", "web1", first, "--mode", "vepa", status=3)
+    assert "there is no link" in error
+    assert "--replug" in hint
+    assert "nothing was left unfinished" in lab.macvm("gc").stderr
+    lab.nic("set", "web1", first, "--replug")
+    assert lab.nics("web1")[first]["link"] == "up"
+    lab.page("192.0.2.11")
