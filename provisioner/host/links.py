@@ -143,7 +143,8 @@ def _index(device: str) -> int:
     try:
         return socket.if_nametoindex(device)
     except OSError:
-        raise NotFound(f"there is no link {device} on this host", "was the VM stopped, or the link deleted? macvm nic set NAME --replug plugs it in again") from None
+        hint = "was the VM stopped, or the link deleted? macvm nic set NAME --replug plugs it in again"
+        raise NotFound(f"there is no link {device} on this host", hint) from None
 
 
 def _family(address: Address) -> int:
