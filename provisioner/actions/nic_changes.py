@@ -226,7 +226,10 @@ def put_back(
     work: Work,
 ) -> None:
     """Undoes a killed change, from any state: wiring, link, leases and seed as they were."""
-    # First, for a parent that is to be passthrough's again has no room for the shim.
+    before = Nic.from_json(facts["told"]) if facts["told"] else Nic(mac)
+    with work.step("lease-back"):
+        _retell(context, machine, before, facts["told"])
+    # Once no lease holds them, and before a parent becomes passthrough's again, which leaves no room for the shim.
     with work.step("routes-away"):
         shims.release(context, routes)
     if facts["live"]:
@@ -236,9 +239,6 @@ def put_back(
     if facts["saved"]:
         with work.step("saved-back"):
             _update(context, machine, facts["saved"], live=False)
-    before = Nic.from_json(facts["told"]) if facts["told"] else Nic(mac)
-    with work.step("lease-back"):
-        _retell(context, machine, before, facts["told"])
     with work.step("routes-back"):
         shims.ensure(context, guest_routes(before))
     with work.step("seed-back"):

@@ -660,27 +660,27 @@ def test_a_failing_replug_puts_it_back_and_it_works(lab: Lab, point: str) -> Non
 def test_an_undone_replug_leaves_the_parent_as_the_old_mode_needs_it(
     lab: Lab, old: str, new: str, way: str, point: str
 ) -> None:
-    lab.nic("attach", "web1", "--parent", "eth1", "--mode", old, "--mac", mac(0x24), "--ip", "none")
+    lab.nic("attach", "web1", "--parent", "eth1", "--mode", old, "--mac", mac(0x64), "--ip", "none")
     with lab.same("web1"):
-        driven(lab.node, "nic", "set", "web1", mac(0x24), "--mode", new, "--replug", **{way: point})
+        driven(lab.node, "nic", "set", "web1", mac(0x64), "--mode", new, "--replug", **{way: point})
         lab.macvm("gc")
-        assert attributes(lab.live("web1", mac(0x24)), "source") == {"dev": "eth1", "mode": old}
+        assert attributes(lab.live("web1", mac(0x64)), "source") == {"dev": "eth1", "mode": old}
         assert "UP" in lab.link("eth1")["flags"]
         assert lab.sh("cat /proc/sys/net/ipv4/conf/eth1/arp_ignore").strip() == str(int(old == "passthrough"))
-    lab.nic("detach", "web1", mac(0x24))
+    lab.nic("detach", "web1", mac(0x64))
     assert lab.sh("cat /proc/sys/net/ipv4/conf/eth1/arp_ignore").strip() == "0"
 
 
 @pytest.mark.parametrize("half", ["live", "config"])
 def test_a_nic_that_is_in_one_half_is_changed_there(lab: Lab, half: str) -> None:
     with lab.same("web1"):
-        lab.nic("attach", "web1", f"--{half}", "--mac", mac(0x25), "--ip", "none")
-        changed = lab.nic("set", "web1", mac(0x25), "--parent", "eth1", "--replug")
+        lab.nic("attach", "web1", f"--{half}", "--mac", mac(0x65), "--ip", "none")
+        changed = lab.nic("set", "web1", mac(0x65), "--parent", "eth1", "--replug")
         assert (changed["live"], changed["config"]) == (half == "live", half == "config")
-        there = lab.live("web1", mac(0x25)) if half == "live" else lab.saved("web1", mac(0x25))
+        there = lab.live("web1", mac(0x65)) if half == "live" else lab.saved("web1", mac(0x65))
         assert attributes(there, "source")["dev"] == "eth1"
-        assert lab.halves("web1", mac(0x25)) == (half == "live", half == "config")
-        detached = lab.nic("detach", "web1", mac(0x25))
+        assert lab.halves("web1", mac(0x65)) == (half == "live", half == "config")
+        detached = lab.nic("detach", "web1", mac(0x65))
         assert (detached["live"], detached["config"]) == (half == "live", half == "config")
 
 
