@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +41,9 @@ def run(argv: Sequence[str | Path], *, stdin: bytes = b"", timeout: float = 60) 
     Raises Unable when the tool is not installed, ToolFailed with its last line of standard error when it failed or took
     longer than `timeout` seconds.
     """
+    # Not at the top: most commands run no tool.
+    import subprocess
+
     words = [str(word) for word in argv]
     try:
         done = subprocess.run(words, input=stdin, capture_output=True, timeout=timeout, check=False)

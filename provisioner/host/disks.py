@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
 import stat
 import struct
-import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,6 +46,8 @@ def stamp(path: Path) -> str:
 
 
 def sha256(path: Path) -> str:
+    import hashlib
+
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -103,6 +103,9 @@ def _head(path: Path) -> bytes:
 
 @contextmanager
 def _temporary(folder: Path) -> Iterator[Path]:
+    # Not at the top: an import that `nic attach` would pay for.
+    import tempfile
+
     descriptor, name = tempfile.mkstemp(prefix=".part-", dir=folder)
     os.close(descriptor)
     try:

@@ -6,7 +6,6 @@ import contextlib
 import ipaddress
 import os
 import pwd
-import subprocess
 from pathlib import Path
 
 from provisioner.host.commands import missing_tool, run
@@ -60,6 +59,8 @@ def ssh_public_keys() -> tuple[str, ...]:
 
 def answers_ping(address: Address, seconds: float = 1.0) -> bool:
     """Whether one echo request is answered within `seconds`."""
+    import subprocess
+
     argv = ["ping", "-n", "-q", "-c", "1", "-W", f"{seconds:g}", str(address)]
     try:
         return subprocess.run(argv, capture_output=True, check=False, timeout=seconds + 5).returncode == 0
