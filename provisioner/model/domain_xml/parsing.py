@@ -22,7 +22,10 @@ def parse(text: str | bytes, what: str) -> Element:
     """The root of a domain's XML. Raises Usage where it is no XML, no domain, or brings a document type of its own."""
     hint = "a template is a libvirt domain, as `virsh dumpxml` prints it"
     try:
-        root = etree.fromstring(text.encode() if isinstance(text, str) else text, _parser())
+        # Text that libvirt gives needs no detour over bytes; text that names an encoding does.
+        if isinstance(text, str) and text.startswith("<?xml"):
+            text = text.encode()
+        root = etree.fromstring(text, _parser())
     except etree.XMLSyntaxError as error:
         raise Usage(f"{what} is no XML: {error.msg}", hint) from None
     if _has_doctype(root):
