@@ -169,9 +169,11 @@ class Context:
             raise Unable(f"{doing} needs root: it makes links, and files that QEMU's user owns", "sudo macvm …")
 
     @property
-    def may_recover(self) -> bool:
-        """Whether there is a store to recover from, and the right to do so."""
-        return os.geteuid() == 0 and (self.state_dir / stores.DATABASE).exists()
+    def has_unfinished(self) -> bool:
+        """Whether the journal has rows, of whatever process, and there is the right to settle them."""
+        if os.geteuid() != 0 or not (self.state_dir / stores.DATABASE).exists():
+            return False
+        return bool(self.store.rows("SELECT 1 FROM journal LIMIT 1"))
 
     def close(self) -> None:
         self.hypervisor.close()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import tempfile
 import tomllib
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import NotFound, Taken, Unable, Usage
@@ -19,8 +19,7 @@ from provisioner.resources import resource
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", re.ASCII)
 
 
-@dataclass(frozen=True)
-class CatalogueEntry:
+class CatalogueEntry(NamedTuple):
     """How an image's guests are used: login and password for the console, and whether user-data must be a script."""
 
     name: str

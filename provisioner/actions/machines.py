@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.actions import images, passthrough, power, shims
 from provisioner.actions.plan import Plan, make_plan
@@ -21,8 +21,7 @@ from provisioner.model.names import check_name
 from provisioner.model.nic import check_usable
 
 
-@dataclass(frozen=True)
-class Created:
+class Created(NamedTuple):
     """A machine that is there now; `notes` are for its user to know."""
 
     name: str
@@ -30,8 +29,7 @@ class Created:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Deleted:
+class Deleted(NamedTuple):
     name: str
     kept: tuple[Path, ...]
 
@@ -49,10 +47,10 @@ def _nth(request: CreateRequest, number: int) -> CreateRequest:
     nics = []
     for nic in request.nics:
         moved = tuple(_moved(interface, number - 1) for interface in nic.addressing.static)
-        nics.append(replace(nic, addressing=replace(nic.addressing, static=moved)))
+        nics.append(nic._replace(addressing=nic.addressing._replace(static=moved)))
     name = f"{request.name}-{number}"
     check_name(name)
-    return replace(request, name=name, nics=tuple(nics))
+    return request._replace(name=name, nics=tuple(nics))
 
 
 def _moved(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from provisioner.actions import guest, passthrough, shims
 from provisioner.actions.nics import (
@@ -46,8 +45,7 @@ _LIVE_MODES = (MacvtapMode.BRIDGE, MacvtapMode.VEPA, MacvtapMode.PRIVATE)
 _GAP = "about 1 s"
 
 
-@dataclass(frozen=True)
-class Change:
+class Change(NamedTuple):
     """What is to be different; None where it stays."""
 
     link: str | None = None
@@ -59,8 +57,7 @@ class Change:
     take_parent: bool = False
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """`before` and `after` are the NIC as the store knows, or will know it."""
 
     machine: FoundMachine
@@ -91,7 +88,7 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     facts["routes"] = [[str(route.address), route.mac, route.parent] for route in guest_routes(after)]
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
     carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
-    shown = after if asked.addressing is not None else replace(after, addressing=Addressing())
+    shown = after if asked.addressing is not None else after._replace(addressing=Addressing())
     return report(context, machine, shown, plan.live, plan.config, [], plan.before.addressing.static)
 
 
@@ -106,17 +103,17 @@ def plan_change(context: Context, name: str, wanted: str | None, asked: Change) 
         hint = f"macvm nic detach {machine.name} {found.mac}, then macvm nic attach {machine.name}"
         raise Unable(f"{found.mac} is on the libvirt network {found.network}, which decides how it is wired", hint)
     before = _known(context, machine, found)
-    after = replace(before, mode=asked.mode or before.mode, parent=asked.parent or before.parent)
+    after = before._replace(mode=asked.mode or before.mode, parent=asked.parent or before.parent)
     if rewired:
         there = Links.read()
         own = [link for link in there.all if link.name == found.device and found.device]
         others = Links(tuple(link for link in there.all if link not in own))
-        after = replace(after, parent=check_parent(others, after.parent, after.mode, None, take=asked.take_parent).name)
+        after = after._replace(parent=check_parent(others, after.parent, after.mode, None, take=asked.take_parent).name)
     if asked.addressing is not None:
-        after = replace(after, addressing=complete(asked.addressing, after.parent))
+        after = after._replace(addressing=complete(asked.addressing, after.parent))
         kept = set(before.addressing.addresses)
         fresh = tuple(interface for interface in after.addressing.static if interface.ip not in kept)
-        check_addresses(context, replace(after, addressing=replace(after.addressing, static=fresh)), [])
+        check_addresses(context, after._replace(addressing=after.addressing._replace(static=fresh)), [])
     replug = live and (again or (rewired and not _changes_live(before, after)))
     if replug and not asked.replug:
         raise Usage(
@@ -139,7 +136,7 @@ def _known(context: Context, machine: FoundMachine, found: FoundNic) -> Nic:
     link = next((link for link in Links.read().all if link.name == found.device), None)
     mode = MacvtapMode(link.mode) if link and link.mode else found.mode or MacvtapMode.BRIDGE
     if text:
-        return replace(Nic.from_json(text), mode=mode, parent=found.parent)
+        return Nic.from_json(text)._replace(mode=mode, parent=found.parent)
     return Nic(found.mac, mode, found.parent, found.network, found.model)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from provisioner.actions import guest, passthrough, shims, views
@@ -125,7 +124,7 @@ def plan_attach(
     shim, take = options.shim, options.take_parent
     nics = plan_nics(context, [wanted], there, findings, start=halves[0], shim=shim, take_parent=take)
     findings.finish()
-    return machine, replace(nics[0], model=options.model), halves, findings.notes
+    return machine, nics[0]._replace(model=options.model), halves, findings.notes
 
 
 def _attach_steps(

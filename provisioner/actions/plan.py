@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.actions import images
 from provisioner.actions.removal import LOG_DIR
@@ -31,8 +31,7 @@ from provisioner.resources import resource
 _MOST_VCPUS = 288
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """All that `create` will do. `leases` are `(network, address, mac, parent)` with an empty parent where no shim is
     wanted; `folder` holds the machine's disk and seed."""
 

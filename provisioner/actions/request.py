@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.model.machine import DirectBoot, Vnc
 from provisioner.model.mode import MacvtapMode
@@ -11,8 +11,7 @@ from provisioner.model.names import Mac
 from provisioner.model.nic import Addressing
 
 
-@dataclass(frozen=True)
-class NicRequest:
+class NicRequest(NamedTuple):
     """A NIC; what is left empty the plan chooses."""
 
     mode: MacvtapMode = MacvtapMode.BRIDGE
@@ -20,11 +19,10 @@ class NicRequest:
     libvirt_network: str = ""
     mac: Mac | None = None
     mtu: int | None = None
-    addressing: Addressing = field(default_factory=lambda: Addressing(dhcp=True))
+    addressing: Addressing = Addressing(dhcp=True)
 
 
-@dataclass(frozen=True)
-class CreateRequest:
+class CreateRequest(NamedTuple):
     """One machine. `memory` and `disk_size` in bytes; `ssh_keys` None for the invoking user's own."""
 
     name: str

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from provisioner.actions import shims
@@ -70,10 +69,10 @@ def plan_nics(
     for wanted in requests:
         with findings.checking():
             nic = _plan_wiring(context, wanted, there, start=start, take_parent=take_parent)
-            nic = replace(nic, mac=_choose_mac(context, wanted.mac, nic, there, planned), shim=shim)
+            nic = nic._replace(mac=_choose_mac(context, wanted.mac, nic, there, planned), shim=shim)
             if nic.direct:
                 with findings.checking():
-                    nic = replace(nic, addressing=complete(wanted.addressing, nic.parent))
+                    nic = nic._replace(addressing=complete(wanted.addressing, nic.parent))
                 with findings.checking():
                     check_addresses(context, nic, planned)
             planned.append(nic)
@@ -165,7 +164,7 @@ def complete(addressing: Addressing, parent: str) -> Addressing:
     for gateway in gateways:
         if static and not any(gateway in interface.network or gateway.is_link_local for interface in static):
             raise Usage(f"gateway {gateway} is in no subnet of {', '.join(map(str, static))}", "check --gateway")
-    return replace(addressing, static=static, gateways=gateways, dns=dns)
+    return addressing._replace(static=static, gateways=gateways, dns=dns)
 
 
 def _with_length(interface: Interface, own: list[Interface], parent: str) -> Interface:

@@ -44,7 +44,7 @@ def _print_one(found: StoredImage) -> None:
 @image.command("list")
 def list_() -> None:
     """List the images that are here."""
-    with looking() as (context, options):
+    with looking(libvirt=False) as (context, options):
         found = images.list_images(context.reading_store)
         if options.output == "json":
             render.print_json([_as_json(one) for one in found])
@@ -71,7 +71,7 @@ def import_(file: Path, name: str, checksum: str, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"would check {file} and copy it into the image store as {name}")
         return
-    with changing() as (context, _):
+    with changing(libvirt=False) as (context, _):
         found = images.import_image(context, file.absolute(), name, digest)
     _print_one(found)
 
@@ -84,7 +84,7 @@ def build(recipe: str, dry_run: bool) -> None:
     if dry_run:
         click.echo(f"would build {recipe} from this host's newest kernel and busybox, and store it")
         return
-    with changing() as (context, _):
+    with changing(libvirt=False) as (context, _):
         found = images.build_tiny(context)
     _print_one(found)
 

@@ -96,18 +96,18 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
     Any libvirt domain will do. The address is given to the guest at once where a guest agent answers, and through the
     seed for the next boot where macvm made the VM.
     """
-    from provisioner.actions import nics
-
     flags = {key: given.pop(key) for key in ("trust_guest_filters", "no_shim", "take_parent")}
     wanted = parameters.first_nic(**given) or NicRequest()
-    options = nics.AttachOptions(
-        scope=_one_scope(scopes),
-        model=model,
-        trust=flags["trust_guest_filters"],
-        shim=not flags["no_shim"],
-        take_parent=flags["take_parent"],
-    )
     with looking() if dry_run else changing() as (context, _):
+        from provisioner.actions import nics
+
+        options = nics.AttachOptions(
+            scope=_one_scope(scopes),
+            model=model,
+            trust=flags["trust_guest_filters"],
+            shim=not flags["no_shim"],
+            take_parent=flags["take_parent"],
+        )
         if dry_run:
             from provisioner.actions import preview
 
@@ -127,10 +127,10 @@ def detach(name: str, nic: str, scopes: Sequence[str], timeout: float, dry_run: 
 
     Waits until the guest has let go; where it does not, nothing else has changed.
     """
-    from provisioner.actions import nics
-
-    scope = _one_scope(scopes)
     with looking() if dry_run else changing() as (context, _):
+        from provisioner.actions import nics
+
+        scope = _one_scope(scopes)
         if dry_run:
             from provisioner.actions import preview
 
@@ -158,14 +158,14 @@ def set_(name: str, nic: str | None, scopes: Sequence[str], dry_run: bool, **giv
     The kernel changes bridge, vepa and private on a running VM. What needs unplugging says what the guest will see, and
     wants --replug.
     """
-    from provisioner.actions import nic_changes
-
     ip, gateway, dns = given.pop("ip"), given.pop("gateway"), given.pop("dns")
     if (gateway or dns) and not ip:
         raise Usage("--gateway and --dns describe --ip, and there is none", "say --ip too")
     addressing = parse_addressing(ip, gateway, dns) if ip else None
-    asked = nic_changes.Change(addressing=addressing, scope=_one_scope(scopes), **given)
     with looking() if dry_run else changing() as (context, _):
+        from provisioner.actions import nic_changes
+
+        asked = nic_changes.Change(addressing=addressing, scope=_one_scope(scopes), **given)
         if dry_run:
             from provisioner.actions import preview
 

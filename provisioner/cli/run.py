@@ -29,18 +29,22 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _open(options: Options, *, readonly: bool) -> Context:
+def _open(options: Options, *, readonly: bool, libvirt: bool) -> Context:
     context = open_context(options, readonly=readonly, say=tell)
     if context_hook:
         context_hook(context)
+    # What a command imports below this, it imports while libvirt answers.
+    if libvirt and context.hypervisor.is_local:
+        context.hypervisor.open_ahead()
     return context
 
 
 @contextlib.contextmanager
-def looking() -> Iterator[tuple[Context, Options]]:
-    """For commands that change nothing: what is unfinished is said, and left as it is."""
+def looking(*, libvirt: bool = True) -> Iterator[tuple[Context, Options]]:
+    """For commands that change nothing: what is unfinished is said, and left as it is. `libvirt` False for those that
+    have nothing to ask it."""
     options = options_of(click.get_current_context())
-    context = _open(options, readonly=True)
+    context = _open(options, readonly=True, libvirt=libvirt)
     try:
         if context.hypervisor.is_local:
             lines = unfinished.unfinished_lines(context)
@@ -56,15 +60,15 @@ def looking() -> Iterator[tuple[Context, Options]]:
 
 
 @contextlib.contextmanager
-def changing(*, recover: bool = True) -> Iterator[tuple[Context, Options]]:
+def changing(*, recover: bool = True, libvirt: bool = True) -> Iterator[tuple[Context, Options]]:
     """For commands that change something: what a killed macvm left is settled first. SIGTERM undoes, as Ctrl+C does."""
     options = options_of(click.get_current_context())
-    context = _open(options, readonly=False)
+    context = _open(options, readonly=False, libvirt=libvirt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if not context.hypervisor.is_local:
             tell(f"{context.settings.connect} is another host: macvm makes no shim there")
-        if recover and context.hypervisor.is_local and context.may_recover:
+        if recover and context.hypervisor.is_local and context.has_unfinished:
             from provisioner.actions import recovery
 
             for line in recovery.recover(context):

@@ -17,7 +17,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
-from provisioner.model.domain_xml.reading import found_machine
 from provisioner.model.found import FoundMachine
 from provisioner.model.names import printable
 
@@ -104,6 +103,30 @@ class NoSlot(Unable):
     """The machine has no room for another device."""
 
 
+class _Attempt:
+    """Opens a connection in a thread of its own: keepalive begins once the connection is there, and a daemon that hangs
+    never lets it come to be."""
+
+    def __init__(self, uri: str, *, readonly: bool) -> None:
+        self._uri = uri
+        self._open = libvirt.openReadOnly if readonly else libvirt.open
+        self._outcome: libvirt.virConnect | libvirt.libvirtError | None = None
+        self._thread = threading.Thread(target=self._run, name="libvirt-open", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._open(self._uri)
+        except libvirt.libvirtError as error:
+            self._outcome = error
+
+    def outcome(self, seconds: float | None) -> libvirt.virConnect | libvirt.libvirtError | None:
+        """None where the daemon says nothing for that long. One that is far away may want a password first, so it gets
+        all the time."""
+        self._thread.join(seconds)
+        return self._outcome
+
+
 class Hypervisor:
     """One connection, opened at the first call. Machines are named by their UUID, so that none is mistaken for another
     that took its name."""
@@ -112,16 +135,23 @@ class Hypervisor:
         self.uri = uri
         self._readonly = readonly
         self._connection: libvirt.virConnect | None = None
+        self._attempt: _Attempt | None = None
 
     @property
     def is_local(self) -> bool:
         return is_local(self.uri)
 
+    def open_ahead(self) -> None:
+        """Begins to connect beside whatever the caller does next, such as imports; `open` waits for it."""
+        if self._attempt is None:
+            _start_event_loop()
+            self._attempt = _Attempt(self.uri, readonly=self._readonly)
+
     def open(self) -> libvirt.virConnect:
         """Raises HypervisorFailed where no daemon answers, Unable without the rights."""
         if self._connection is not None:
             return self._connection
-        _start_event_loop()
+        self.open_ahead()
         connection = self._connect()
         try:
             connection.setKeepAlive(*_KEEPALIVE)
@@ -133,24 +163,13 @@ class Hypervisor:
         return connection
 
     def _connect(self) -> libvirt.virConnect:
-        """In a thread of its own: keepalive begins once the connection is there, and a daemon that hangs never lets it
-        come to be. One that is far away may want a password first, so it gets all the time."""
-        outcome: list[libvirt.virConnect | libvirt.libvirtError] = []
-
-        def attempt() -> None:
-            try:
-                outcome.append((libvirt.openReadOnly if self._readonly else libvirt.open)(self.uri))
-            except libvirt.libvirtError as error:
-                outcome.append(error)
-
-        thread = threading.Thread(target=attempt, name="libvirt-open", daemon=True)
-        thread.start()
-        thread.join(_OPEN_SECONDS if self.is_local else None)
-        if not outcome:
+        assert self._attempt is not None
+        outcome, self._attempt = self._attempt.outcome(_OPEN_SECONDS if self.is_local else None), None
+        if outcome is None:
             raise HypervisorFailed(f"libvirt at {printable(self.uri, 200)} does not answer", _HANGS)
-        if isinstance(outcome[0], libvirt.libvirtError):
-            raise self._cannot_open(outcome[0]) from outcome[0]
-        return outcome[0]
+        if isinstance(outcome, libvirt.libvirtError):
+            raise self._cannot_open(outcome) from outcome
+        return outcome
 
     def _cannot_open(self, error: libvirt.libvirtError) -> Exception:
         code, message = error.get_error_code(), (error.get_error_message() or str(error)).strip()
@@ -171,6 +190,9 @@ class Hypervisor:
 
     def machines(self) -> list[FoundMachine]:
         """Every domain, macvm's or not, by name: one call for all states, one XML for each."""
+        # Imported here, and so beside a connection that `open_ahead` has begun.
+        from provisioner.model.domain_xml.reading import found_machine
+
         shown = []
         with _translated("to list its domains"):
             for domain, facts in self.open().getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
@@ -204,6 +226,8 @@ class Hypervisor:
         return found
 
     def _found(self, domain: libvirt.virDomain) -> FoundMachine:
+        from provisioner.model.domain_xml.reading import found_machine
+
         state, _ = domain.state()
         return found_machine(domain.XMLDesc(), _STATES.get(state, "unknown"), bool(domain.autostart()))
 
@@ -303,6 +327,8 @@ class Hypervisor:
 
     def saved(self, uuid: str) -> FoundMachine:
         """A machine as its definition has it."""
+        from provisioner.model.domain_xml.reading import found_machine
+
         return found_machine(self.definition(uuid))
 
     def live_definition(self, uuid: str) -> str:

@@ -12,7 +12,6 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +35,11 @@ class NetlinkFailed(MacvmError):
     """The kernel refused to show something."""
 
 
-@dataclass(frozen=True)
-class Link:
+class Link(NamedTuple):
     """A network link. `mode` is a macvlan's or macvtap's, in libvirt's spelling; `lower` the index of the link it sits
     on (0: none, or in another namespace); `enslaved_to` the index of the bridge or bond it is a port of."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # tuple's method of that name nobody needs here
     name: str
     mac: str
     mtu: int

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from provisioner.model.found import Marks
 from provisioner.model.nic import Nic
 
 
-@dataclass(frozen=True)
-class Vnc:
+class Vnc(NamedTuple):
     """Where a graphical console listens. Port None: libvirt takes the next free one from 5900."""
 
     listen: str = "127.0.0.1"
     port: int | None = None
 
 
-@dataclass(frozen=True)
-class DirectBoot:
+class DirectBoot(NamedTuple):
     """A kernel that QEMU loads itself."""
 
     kernel: Path
@@ -26,8 +24,7 @@ class DirectBoot:
     cmdline: str = ""
 
 
-@dataclass(frozen=True)
-class Machine:
+class Machine(NamedTuple):
     """Everything that the domain XML is made from. `memory` is in bytes; `disk` None is a machine without one, and
     `base` None a disk that is no overlay."""
 
@@ -43,4 +40,4 @@ class Machine:
     boot: DirectBoot | None = None
     vnc: Vnc | None = None
     serial_log: Path | None = None
-    marks: Marks = field(default_factory=Marks)
+    marks: Marks = Marks()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from provisioner.errors import Usage
 from provisioner.model.mode import MacvtapMode
@@ -15,8 +15,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
-@dataclass(frozen=True)
-class Addressing:
+class Addressing(NamedTuple):
     """What a guest is told about one NIC: static addresses, or to ask DHCP, or nothing."""
 
     static: tuple[Interface, ...] = ()
@@ -32,8 +31,7 @@ class Addressing:
         return ", ".join(map(str, self.static)) or ("dhcp" if self.dhcp else "none")
 
 
-@dataclass(frozen=True)
-class Nic:
+class Nic(NamedTuple):
     """One interface of a machine: `type='direct'` on a parent, or a port on a libvirt network.
 
     `mtu` is in bytes, None for the parent's own. `device` is the host's macvtap, named by macvm from the MAC.
@@ -46,7 +44,7 @@ class Nic:
     libvirt_network: str = ""
     model: str = "virtio"
     mtu: int | None = None
-    addressing: Addressing = field(default_factory=Addressing)
+    addressing: Addressing = Addressing()
     shim: bool = True
 
     @property

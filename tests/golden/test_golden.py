@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -59,20 +58,19 @@ DUAL = Nic(
 
 MACHINES = {
     "one-static-nic": PLAIN,
-    "dual-stack": replace(PLAIN, nics=(DUAL,)),
-    "every-mode": replace(PLAIN, nics=ONE_OF_EACH),
-    "libvirt-network": replace(PLAIN, nics=(Nic(mac(6), libvirt_network="default", addressing=parse_addressing([])),)),
-    "direct-boot": replace(
-        PLAIN,
+    "dual-stack": PLAIN._replace(nics=(DUAL,)),
+    "every-mode": PLAIN._replace(nics=ONE_OF_EACH),
+    "libvirt-network": PLAIN._replace(nics=(Nic(mac(6), libvirt_network="default", addressing=parse_addressing([])),)),
+    "direct-boot": PLAIN._replace(
         disk=None,
         base=None,
         boot=DirectBoot(Path("/boot/vmlinuz"), Path("/boot/initrd"), "console=ttyS0 a='<&>'"),
     ),
-    "vnc": replace(PLAIN, vnc=Vnc()),
-    "vnc-exposed": replace(PLAIN, vnc=Vnc("::", 5901)),
-    "kvm": replace(PLAIN, virt_type="kvm", vcpus=4, memory=2 << 30),
-    "no-disk": replace(PLAIN, disk=None, base=None, seed=None, serial_log=None, marks=Marks()),
-    "own-template": replace(PLAIN, virt_type="kvm"),
+    "vnc": PLAIN._replace(vnc=Vnc()),
+    "vnc-exposed": PLAIN._replace(vnc=Vnc("::", 5901)),
+    "kvm": PLAIN._replace(virt_type="kvm", vcpus=4, memory=2 << 30),
+    "no-disk": PLAIN._replace(disk=None, base=None, seed=None, serial_log=None, marks=Marks()),
+    "own-template": PLAIN._replace(virt_type="kvm"),
 }
 
 #: The machines with a template other than macvm's own.
@@ -201,7 +199,7 @@ def test_a_template_that_is_none_is_refused(template: str, why: str) -> None:
 
 def test_control_characters_are_no_traceback() -> None:
     with pytest.raises(Usage, match="cannot be written as XML"):
-        domain_xml(replace(PLAIN, marks=Marks(lab="a\x01")), resource("templates", "q35.xml").read_bytes())
+        domain_xml(PLAIN._replace(marks=Marks(lab="a\x01")), resource("templates", "q35.xml").read_bytes())
 
 
 SEEDS = {
