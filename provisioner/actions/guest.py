@@ -24,16 +24,22 @@ def seed_of(context: Context, machine: FoundMachine) -> Path | None:
     return next((path for path in context.store.files_of(machine.uuid) if path.suffix == ".iso"), None)
 
 
-def rewrite_seed(context: Context, machine: FoundMachine, saved: FoundMachine) -> bool:
+def read_ahead(context: Context, machine: FoundMachine) -> disks.SeedReader | None:
+    """Begins to read the seed that `rewrite_seed` is about to change, where there is one."""
+    path = seed_of(context, machine)
+    return disks.SeedReader(path) if path else None
+
+
+def rewrite_seed(context: Context, machine: FoundMachine, reader: disks.SeedReader | None = None) -> bool:
     """Has the seed name the NICs of the saved definition, in its order. False where there is no seed to do so."""
     path = seed_of(context, machine)
     if path is None:
         return False
     told = {mac: Nic.from_json(text) for mac, text in context.store.told_of(machine.uuid).items() if text}
     # A NIC that macvm knows nothing of asks DHCP, as it would without a seed.
-    nics = tuple(told.get(nic.mac) or Nic(nic.mac) for nic in saved.nics)
+    nics = tuple(told.get(nic.mac) or Nic(nic.mac) for nic in context.hypervisor.saved(machine.uuid).nics)
     try:
-        files = disks.read_seed(path)
+        files = reader.files() if reader else disks.read_seed(path)
     except NotFound:
         return False
     # Of a running machine, the seed is QEMU's user's already; libvirt's capabilities take 5 ms to ask for.

@@ -15,7 +15,6 @@ from provisioner.actions.nics import (
     plan_detach,
     report,
     require_rights,
-    rewrite_seed,
 )
 from provisioner.actions.parents import Links, check_parent
 from provisioner.actions.undo import Undo, carry_out
@@ -239,7 +238,7 @@ def put_back(
     with work.step("routes-back"):
         shims.ensure(context, guest_routes(before))
     with work.step("seed-back"):
-        rewrite_seed(context, machine)
+        guest.rewrite_seed(context, machine)
 
 
 def _restore_running(context: Context, machine: FoundMachine, mac: Mac, old: str) -> None:
@@ -283,7 +282,7 @@ def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
     was = store.told_of(machine.uuid).get(before.mac, "")
     routes = guest_routes(after)
     # These two once the old leases are back.
-    undo.then(lambda: rewrite_seed(context, machine))
+    undo.then(lambda: guest.rewrite_seed(context, machine))
     undo.then(lambda: shims.release(context, routes))
     with work.step("lease"):
         undo.then(lambda: _retell(context, machine, before, was))
@@ -295,4 +294,4 @@ def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
         shims.release(context, [route for route in old_routes if route not in routes])
     if plan.config and guest.seed_of(context, machine):
         with work.step("seed"):
-            rewrite_seed(context, machine)
+            guest.rewrite_seed(context, machine)

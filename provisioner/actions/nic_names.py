@@ -25,7 +25,7 @@ def choose_nic(machine: FoundMachine, nics: Sequence[FoundNic], wanted: str | No
         raise NotFound(f"{machine.name} does not have {what}", f"its NICs: {here}")
     said = "which NIC is meant" if wanted is None else f"which NIC {printable(wanted)} means"
     candidates = "; ".join(describe(nic) for nic in found)
-    raise Usage(f"{machine.name} has {len(found)}: say {said}", f"one of: {candidates}")
+    raise Usage(f"{machine.name} has {len(found)} NICs: say {said}", f"one of: {candidates}")
 
 
 def _matches(nics: Sequence[FoundNic], word: str, wanted: str) -> list[list[FoundNic]]:

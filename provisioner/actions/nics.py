@@ -14,7 +14,7 @@ from provisioner.actions.views import NicView
 from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
 from provisioner.context import Context
 from provisioner.errors import PartlyDone, TimeUp, Unable, Usage
-from provisioner.host import disks, links
+from provisioner.host import links
 from provisioner.host.hypervisor import NoSlot
 from provisioner.host.journal import Work
 from provisioner.model.domain_xml.nics import (
@@ -138,7 +138,7 @@ def _attach_steps(
 ) -> None:
     live, config = halves
     routes = guest_routes(nic) if live else []
-    running = ""
+    running, reader = "", None
     undo.then(lambda: shims.release(context, routes))
     undo.then(lambda: context.store.release_mac(nic.mac))
     if live:
@@ -150,15 +150,14 @@ def _attach_steps(
                 links.warm_up()
             passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
             # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
-            if config:
-                disks.warm_up()
+            reader = guest.read_ahead(context, machine) if config else None
             _attach(context, machine, nic_xml(nic, link="down", trust=options.trust), live=True)
             if nic.direct:
                 links.prepare_nic(nic.device, nic.mtu)
             running = _live_nic(context, machine, nic.mac)
     if config:
         # Once the definition is as it was.
-        undo.then(lambda: rewrite_seed(context, machine))
+        undo.then(lambda: guest.rewrite_seed(context, machine))
         with work.step("saved"):
             undo.then(lambda: _remove_saved(context, machine, nic.mac))
             _attach(context, machine, _saved_xml(context, machine, nic, options.trust, running), live=False)
@@ -169,7 +168,7 @@ def _attach_steps(
             shims.ensure(context, routes)
     if config:
         with work.step("seed"):
-            rewrite_seed(context, machine)
+            guest.rewrite_seed(context, machine, reader)
 
 
 def _attach(context: Context, machine: FoundMachine, xml: str, *, live: bool) -> None:
@@ -206,10 +205,12 @@ def _live_nic(context: Context, machine: FoundMachine, mac: Mac) -> str:
 
 
 def _remove_live(context: Context, machine: FoundMachine, mac: Mac) -> None:
-    if context.hypervisor.state(machine.uuid) in (None, "off", "crashed"):
-        return
     if not detach_running(context, machine, mac, DETACH_TIMEOUT):
-        raise TimeUp(f"the guest {machine.name} does not let go of {mac}", "then: macvm gc")
+        raise kept_by_guest(machine, mac)
+
+
+def kept_by_guest(machine: FoundMachine, mac: Mac) -> TimeUp:
+    return TimeUp(f"the guest {machine.name} does not let go of {mac}", "then: macvm gc")
 
 
 def _remove_saved(context: Context, machine: FoundMachine, mac: Mac) -> None:
@@ -219,19 +220,15 @@ def _remove_saved(context: Context, machine: FoundMachine, mac: Mac) -> None:
 
 
 def detach_running(context: Context, machine: FoundMachine, mac: Mac, timeout: float) -> bool:
-    """True when the guest has let go, which is looked at, not believed. Gone already is fine."""
+    """True when the guest has let go, which is looked at, not believed. Gone already is fine, and so is power off."""
+    if context.hypervisor.state(machine.uuid) in (None, "off", "crashed"):
+        return True
     found = find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac)
     if found is None:
         return True
     alias = alias_of(found)
     context.hypervisor.detach_nic_live(machine.uuid, machine.name, found, alias, timeout)
     return find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac) is None
-
-
-def rewrite_seed(context: Context, machine: FoundMachine) -> None:
-    """Has the seed, where there is one, name the NICs of the definition."""
-    saved = context.hypervisor.saved(machine.uuid)
-    guest.rewrite_seed(context, machine, saved)
 
 
 def require_rights(context: Context, addressing: Addressing) -> None:
@@ -283,7 +280,7 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
     facts["routes"] = [[str(route.address), route.mac, route.parent] for route in routes]
     work = context.journal.begin("detach", machine.name, machine.uuid, facts)
     try:
-        gone = _detach_steps(context, machine, nic, (live, config), routes, work, timeout)
+        gone = take_away(context, machine, nic.mac, (live, config), routes, work, timeout)
     except BaseException:
         work.leave()
         raise
@@ -325,28 +322,6 @@ def _union(first: tuple[FoundNic, ...], second: tuple[FoundNic, ...]) -> list[Fo
     return [*first, *(nic for nic in second if nic.mac not in macs)]
 
 
-def _detach_steps(
-    context: Context,
-    machine: FoundMachine,
-    nic: FoundNic,
-    halves: tuple[bool, bool],
-    routes: list[shims.GuestRoute],
-    work: Work,
-    timeout: float,
-) -> bool:
-    """False when the guest kept it, and nothing else was changed."""
-    live, config = halves
-    if live:
-        with work.step("live"):
-            if not detach_running(context, machine, nic.mac, timeout):
-                return False
-    if config:
-        with work.step("saved"):
-            _remove_saved(context, machine, nic.mac)
-    forget(context, machine, nic.mac, routes, work)
-    return True
-
-
 def forget(context: Context, machine: FoundMachine, mac: Mac, routes: list[shims.GuestRoute], work: Work) -> None:
     """Gives back what a NIC held, once it is in neither half."""
     if any(seen(context, machine.uuid, mac)):
@@ -359,7 +334,7 @@ def forget(context: Context, machine: FoundMachine, mac: Mac, routes: list[shims
     with work.step("routes"):
         shims.release(context, routes)
     with work.step("seed"):
-        rewrite_seed(context, machine)
+        guest.rewrite_seed(context, machine)
 
 
 def take_away(
@@ -369,17 +344,20 @@ def take_away(
     halves: tuple[bool, bool],
     routes: list[shims.GuestRoute],
     work: Work,
-) -> None:
-    """Removes a NIC from the running machine, the definition, or both, from any state: undoes a killed attach, and
-    finishes a killed detach."""
+    timeout: float = DETACH_TIMEOUT,
+) -> bool:
+    """Removes a NIC from the running machine, the definition, or both, from any state: detaches, finishes a killed
+    detach, and undoes a killed attach. False when the guest kept it, and nothing else was changed."""
     live, saved = halves
     if live:
         with work.step("live"):
-            _remove_live(context, machine, mac)
+            if not detach_running(context, machine, mac, timeout):
+                return False
     if saved:
         with work.step("saved"):
             _remove_saved(context, machine, mac)
     forget(context, machine, mac, routes, work)
+    return True
 
 
 def seen(context: Context, uuid: str, mac: Mac) -> tuple[bool, bool]:

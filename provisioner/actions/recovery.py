@@ -83,7 +83,8 @@ def _settle_one_machine(context: Context, row: Unfinished, work: Work) -> None:
         nic_changes.put_back(context, machine, mac, facts, routes, work)
     else:
         halves = (facts.get("live", True), facts.get("config", True))
-        nics.take_away(context, machine, mac, halves, routes, work)
+        if not nics.take_away(context, machine, mac, halves, routes, work):
+            raise nics.kept_by_guest(machine, mac)
 
 
 def _is_uncertain(context: Context, row: Unfinished) -> bool:

@@ -236,6 +236,29 @@ def replace_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int])
         new.unlink(missing_ok=True)
 
 
+class SeedReader:
+    """Reads a seed, and imports what writes it, beside whatever the caller does next: best while libvirt is busy."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._files: dict[str, bytes] | MacvmError | None = None
+        self._thread = threading.Thread(target=self._run, name="read-seed", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._files = read_seed(self._path)
+        except MacvmError as error:
+            self._files = error
+
+    def files(self) -> dict[str, bytes]:
+        """As `read_seed`, which is asked again where the thread came to nothing."""
+        self._thread.join()
+        if isinstance(self._files, MacvmError):
+            raise self._files
+        return read_seed(self._path) if self._files is None else self._files
+
+
 def read_seed(path: Path) -> dict[str, bytes]:
     """The files of a seed that macvm wrote. Raises NotFound."""
     import pycdlib

@@ -45,6 +45,7 @@ _STATES = {
 
 _START_DAEMON = "is it running? systemctl start libvirtd (or virtqemud)"
 _HANGS = "the daemon hangs or has ended: systemctl status libvirtd (or virtqemud)"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _loop = threading.Lock()
 _loop_runs = False
 
@@ -210,7 +211,8 @@ class Hypervisor:
             return None  # not UTF-8, as no domain's name can be
         with _translated(f"to look for {printable(name, 70)}"):
             connection = self.open()
-            for look in (connection.lookupByName, connection.lookupByUUIDString):
+            looks = [connection.lookupByName, connection.lookupByUUIDString]
+            for look in reversed(looks) if _UUID.fullmatch(name) else looks:
                 try:
                     return self._found(look(name))
                 except libvirt.libvirtError as error:

@@ -523,7 +523,7 @@ def test_a_nic_has_several_names(lab: Lab) -> None:
         for number, words in ((0x51, ()), (0x52, ()), (0x53, ("--parent", "eth1")), (0x54, ()), (0x55, ())):
             lab.nic("attach", "hollow", "--mac", mac(number), *words)
         ((error, hint),) = lab.nic("detach", "hollow", "eth0", status=2)
-        assert error == "hollow has 4: say which NIC 'eth0' means"
+        assert error == "hollow has 4 NICs: say which NIC 'eth0' means"
         assert hint == "one of: " + "; ".join(f"{mac(number)} (bridge on eth0)" for number in (0x51, 0x52, 0x54, 0x55))
         assert lab.nic("detach", "hollow", "zz", status=3)[0][0] == "hollow does not have a NIC 'zz'"
         ((error, hint),) = lab.nic("detach", "hollow", mac(0x99), status=3)

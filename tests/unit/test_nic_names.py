@@ -48,7 +48,7 @@ def test_the_only_one_needs_no_name() -> None:
 
 @pytest.mark.parametrize(("word", "meant"), [("11", NICS[:2]), ("eth0", NICS[:2]), (None, NICS)])
 def test_an_ambiguous_word_is_answered_with_the_candidates(word: str | None, meant: tuple[FoundNic, ...]) -> None:
-    with pytest.raises(Usage, match=f"web1 has {len(meant)}: say which NIC") as refused:
+    with pytest.raises(Usage, match=f"web1 has {len(meant)} NICs: say which NIC") as refused:
         choose_nic(MACHINE, NICS, word)
     assert all(nic.mac in refused.value.hint for nic in meant)
     assert not any(nic.mac in refused.value.hint for nic in NICS if nic not in meant)
