@@ -15,7 +15,7 @@ from provisioner.actions.undo import Undo, carry_out
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
-from provisioner.host import disks, links
+from provisioner.host import disks
 from provisioner.host.journal import Work
 from provisioner.model.names import check_name
 from provisioner.model.nic import check_usable
@@ -127,8 +127,6 @@ def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
         with work.step("start"):
             for nic in machine.nics:
                 passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
-            if shims.will_make(plan.routes):
-                links.warm_up()
             hypervisor.start(machine.uuid, machine.name, paused=True)
         with work.step("nics"):
             power.prepare_nics(context, machine.uuid)

@@ -146,8 +146,6 @@ def _attach_steps(
             # Undone after the NIC is gone, when libvirt takes the parent down.
             undo.then(lambda: passthrough.give_back(context, machine.uuid, nic.parent))
             undo.then(lambda: _remove_live(context, machine, nic.mac))
-            if shims.will_make(routes):
-                links.warm_up()
             passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
             # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
             reader = guest.read_ahead(context, machine) if config else None

@@ -111,11 +111,6 @@ def _ensure_shim(parent: Link) -> Link:
     return shim
 
 
-def will_make(routes: Iterable[GuestRoute]) -> bool:
-    """Whether `ensure` will have to make a link: its library is then best imported beside something that waits."""
-    return any(find_shim(netlink.get_link(parent)) is None for parent in {route.parent for route in routes})
-
-
 def making_lines(parent: Link) -> list[str]:
     """The `ip` and `sysctl` lines that amount to making the shim of a parent."""
     name = shim_name(parent.name)

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import socket
 import struct
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,9 @@ PROTOCOL = 109
 
 # linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h, linux/if.h, linux/netlink.h
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_NEWNEIGH, _RTM_DELNEIGH = 16, 17, 24, 25, 28, 29
-_IFLA_MTU, _RTA_DST, _RTA_OIF, _RTA_PREFSRC, _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 4, 1, 4, 7, 1, 2, 12
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
+_INFO_KIND, _INFO_DATA, _MACVLAN_MODE = 1, 2, 1
+_RTA_DST, _RTA_OIF, _RTA_PREFSRC, _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 4, 7, 1, 2, 12
 _REPLACE, _EXCLUSIVE, _CREATE = 0x100, 0x200, 0x400
 _SCOPE_LINK, _SCOPE_NOWHERE = 253, 255
 _PERMANENT, _PROXY = 0x80, 0x08
@@ -37,17 +38,6 @@ _UP, _ALLMULTI = 0x1, 0x200
 
 class LinkFailed(MacvmError):
     """The kernel refused a change."""
-
-
-def warm_up() -> threading.Thread:
-    """Imports pyroute2 beside whatever the caller does next: 95 ms, best spent while libvirt starts a guest."""
-    thread = threading.Thread(target=_import, name="import-pyroute2", daemon=True)
-    thread.start()
-    return thread
-
-
-def _import() -> None:
-    import pyroute2.iproute  # noqa: F401
 
 
 @contextlib.contextmanager
@@ -71,9 +61,9 @@ def _refusals(doing: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _pyroute2(doing: str) -> Iterator[Any]:
-    """A short-lived channel of pyroute2's, for links with settings of their own kind.
+    """A short-lived channel of pyroute2's, for what is done rarely.
 
-    Whatever is one flat message goes through `netlink.request`: `nic attach` then does without 95 ms of import.
+    What `create` and `nic attach` need goes through `netlink.request`: they do without 95 ms of import.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -93,12 +83,31 @@ def kernel_mode(mode: MacvtapMode) -> str:
 
 def add_macvlan(name: str, parent: Link, mac: str, alias: str) -> Link:
     """A macvlan in bridge mode, marked and still down. Raises Taken where the name exists."""
-    with _pyroute2(f"make the macvlan {name} on {parent.name}") as ip:
+    data = netlink.nested([(_MACVLAN_MODE, struct.pack("I", 4))])
+    kind = netlink.nested([(_INFO_KIND, b"macvlan"), (_INFO_DATA | netlink.NESTED, data)])
+    attributes = {
+        _IFLA_IFNAME: name.encode() + b"\0",
+        _IFLA_LINK: struct.pack("I", parent.index),
         # The MAC goes into the message that makes the link: udev must not see one to change.
-        ip.link("add", ifname=name, kind="macvlan", link=parent.index, macvlan_mode="bridge", address=mac)
-        index = ip.link_lookup(ifname=name)[0]
-        ip.link("set", index=index, ifalias=alias)
-    return netlink.get_link(name)
+        _IFLA_ADDRESS: bytes.fromhex(mac.replace(":", "")),
+        _IFLA_LINKINFO | netlink.NESTED: kind,
+    }
+    with _refusals(f"make the macvlan {name} on {parent.name}"):
+        netlink.request(_RTM_NEWLINK, _CREATE | _EXCLUSIVE, _link_header(0), attributes)
+    return _marked(name, alias)
+
+
+def _marked(name: str, alias: str) -> Link:
+    """A link that was just made, with macvm's mark: the kernel takes none in the message that makes one."""
+    link = netlink.get_link(name)
+    try:
+        _set_link(link.index, f"mark {name}", attributes={_IFLA_IFALIAS: alias.encode()})
+    except MacvmError:
+        # Unmarked, nobody would ever remove it.
+        with contextlib.suppress(MacvmError):
+            remove(link._replace(alias=alias))
+        raise
+    return link._replace(alias=alias)
 
 
 def set_up(link: Link) -> None:
@@ -123,7 +132,7 @@ def prepare_nic(device: str, mtu: int | None) -> None:
     _set_link(_index(device), f"prepare {device}", flags=_ALLMULTI, attributes=attributes)
 
 
-def _set_link(index: int, doing: str, *, flags: int, attributes: netlink.Attributes | None = None) -> None:
+def _set_link(index: int, doing: str, *, flags: int = 0, attributes: netlink.Attributes | None = None) -> None:
     with _refusals(doing):
         netlink.request(_RTM_NEWLINK, 0, _link_header(index, flags), attributes or {})
 

@@ -11,7 +11,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,9 @@ _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NTF_PROXY = 0x08
+
+#: Bit of an attribute's number that says: its payload is attributes (NLA_F_NESTED). Newer kinds insist on it.
+NESTED = 0x8000
 
 ARPHRD_ETHER = 1
 
@@ -112,11 +115,16 @@ def _dump(kind: int, request: bytes) -> list[bytes]:
     return answers
 
 
+def nested(attributes: Iterable[tuple[int, bytes]]) -> bytes:
+    """Attributes as the payload of another, whose own number then carries `NESTED`. Pairs: some numbers come twice."""
+    return b"".join(
+        struct.pack("HH", 4 + len(data), number) + data + bytes(-len(data) % 4) for number, data in attributes
+    )
+
+
 def request(kind: int, flags: int, header: bytes, attributes: Attributes) -> None:
     """Sends one change and waits for the kernel's word on it. Raises OSError with its errno."""
-    body = header + b"".join(
-        struct.pack("HH", 4 + len(data), number) + data + bytes(-len(data) % 4) for number, data in attributes.items()
-    )
+    body = header + nested(attributes.items())
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
         channel.bind((0, 0))
         channel.send(struct.pack("IHHII", 16 + len(body), kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, 1, 0) + body)
