@@ -12,7 +12,8 @@ from typing import NamedTuple
 from provisioner.context import Context
 from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import disks
-from provisioner.host.store import Store, StoredImage, now
+from provisioner.host.leases import now
+from provisioner.host.store import Store, StoredImage
 from provisioner.model.names import check_name, printable
 from provisioner.resources import resource
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from provisioner.actions import images, passthrough, power, shims
+from provisioner.actions import addresses, images, passthrough, power, probing, shims
 from provisioner.actions.plan import Plan, make_plan
+from provisioner.actions.probing import InUse, Question
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.undo import Undo, carry_out
@@ -17,8 +19,9 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
 from provisioner.host import disks
 from provisioner.host.journal import Work
+from provisioner.host.leases import Leases
 from provisioner.model.names import check_name
-from provisioner.model.nic import check_usable
+from provisioner.model.nic import Address, check_usable
 
 
 class Created(NamedTuple):
@@ -99,45 +102,86 @@ def create(context: Context, request: CreateRequest) -> Created:
 
 def _begin(context: Context, plan: Plan) -> Created:
     """The second half of `create`: everything that changes something."""
-    machine = plan.machine
-    remains = Remains(machine.name, machine.uuid, plan.routes)
-    macs = [nic.mac for nic in machine.nics]
-    told: dict[str, str] = {nic.mac: nic.to_json() for nic in machine.nics}
-    work = context.journal.begin("create", machine.name, machine.uuid, remains.facts(), macs, plan.leases, told)
-    notes = carry_out(work, lambda undo: _steps(context, plan, work, undo))
-    return Created(machine.name, machine.uuid, (*plan.notes, *notes))
+    name, uuid = plan.machine.name, plan.machine.uuid
+
+    def claim(leases: Leases) -> Mapping[str, Any]:
+        nonlocal plan
+        plan = plan.with_nics(addresses.claim(leases, uuid, name, plan.machine.nics, plan.segments))
+        return Remains(name, uuid, plan.routes).facts()
+
+    work = context.journal.begin_claiming("create", name, uuid, claim)
+    making = _Making(context, plan, work)
+    notes = carry_out(work, making.steps)
+    return Created(name, uuid, (*plan.notes, *notes))
 
 
-def _steps(context: Context, plan: Plan, work: Work, undo: Undo) -> list[str]:
-    machine, hypervisor = plan.machine, context.hypervisor
-    undo.then(lambda: shims.release(context, plan.routes))
-    undo.then(lambda: context.store.release(machine.uuid))
-    undo.then(lambda: passthrough.give_back(context, machine.uuid))
-    with work.step("disk"):
-        undo.then(lambda: remove_files(context, machine.uuid))
-        disks.warm_up()
-        _make_disk(context, plan)
-    with work.step("seed"):
-        _make_seed(context, plan)
-    with work.step("define"):
-        undo.then(lambda: remove_domain(context, machine.name, machine.uuid))
-        hypervisor.define(plan.xml, machine.name)
-    notes: list[str] = []
-    if plan.start:
-        with work.step("start"):
+class _Making:
+    """A create under way. `plan` changes where another on the LAN turns out to have an address that was claimed."""
+
+    def __init__(self, context: Context, plan: Plan, work: Work) -> None:
+        self.plan = plan
+        self._context = context
+        self._work = work
+
+    def steps(self, undo: Undo) -> list[str]:
+        context, work, machine = self._context, self._work, self.plan.machine
+        undo.then(lambda: shims.release(context, self.plan.routes))
+        undo.then(lambda: context.store.release(machine.uuid))
+        undo.then(lambda: passthrough.give_back(context, machine.uuid))
+        with contextlib.closing(Question(context, work, machine.nics, self.plan.probe)) as question:
+            self._make(undo)
+            pace, nics = self.plan.probe, lambda: self.plan.machine.nics
+            notes = probing.hear(context, work, question, nics, self._claim_others, pace, self._tell_anew)
+        if self.plan.start:
+            with work.step("routes"):
+                notes += shims.ensure(context, self.plan.routes)
+            with work.step("resume"):
+                context.hypervisor.resume(machine.uuid, machine.name)
+        if self.plan.autostart:
+            with work.step("autostart"):
+                context.hypervisor.set_autostart(machine.uuid, machine.name, True)
+        return notes
+
+    def _make(self, undo: Undo) -> None:
+        context, work, machine = self._context, self._work, self.plan.machine
+        with work.step("disk"):
+            undo.then(lambda: remove_files(context, machine.uuid))
+            disks.warm_up()
+            _make_disk(context, self.plan)
+        with work.step("seed"):
+            _make_seed(context, self.plan)
+        with work.step("define"):
+            undo.then(lambda: remove_domain(context, machine.name, machine.uuid))
+            context.hypervisor.define(self.plan.xml, machine.name)
+        self._start()
+
+    def _start(self) -> None:
+        """Paused: the guest has not run an instruction."""
+        context, machine = self._context, self.plan.machine
+        if not self.plan.start:
+            return
+        with self._work.step("start"):
             for nic in machine.nics:
                 passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
-            hypervisor.start(machine.uuid, machine.name, paused=True)
-        with work.step("nics"):
+            context.hypervisor.start(machine.uuid, machine.name, paused=True)
+        with self._work.step("nics"):
             power.prepare_nics(context, machine.uuid)
-        with work.step("routes"):
-            notes = shims.ensure(context, plan.routes)
-        with work.step("resume"):
-            hypervisor.resume(machine.uuid, machine.name)
-    if plan.autostart:
-        with work.step("autostart"):
-            hypervisor.set_autostart(machine.uuid, machine.name, True)
-    return notes
+
+    def _claim_others(self, leases: Leases, found: Sequence[InUse], avoid: Collection[Address]) -> Mapping[str, Any]:
+        machine, segments = self.plan.machine, self.plan.segments
+        nics = probing.take_others(leases, machine.uuid, machine.name, machine.nics, segments, found, avoid)
+        self.plan = self.plan.with_nics(nics)
+        return Remains(machine.name, machine.uuid, self.plan.routes).facts()
+
+    def _tell_anew(self) -> None:
+        """The guest that waits to run has the seed open as it was: it starts again, with the new one."""
+        context, machine = self._context, self.plan.machine
+        if self.plan.start:
+            context.hypervisor.destroy(machine.uuid, machine.name)
+        with self._work.step("seed"):
+            if machine.seed:
+                disks.replace_seed(machine.seed, self.plan.seed, context.hypervisor.qemu_user())
+        self._start()
 
 
 def _make_disk(context: Context, plan: Plan) -> None:

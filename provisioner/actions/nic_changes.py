@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from provisioner.actions import guest, passthrough, shims
+from provisioner.actions import addresses, guest, passthrough, shims
 from provisioner.actions.nics import (
     DETACH_TIMEOUT,
     NicChange,
@@ -17,12 +17,15 @@ from provisioner.actions.nics import (
     require_rights,
 )
 from provisioner.actions.parents import Links, check_parent
+from provisioner.actions.request import NicRequest
+from provisioner.actions.shims import guest_routes
 from provisioner.actions.undo import Undo, carry_out
-from provisioner.actions.wiring import check_addresses, complete, guest_routes, leases_of
+from provisioner.actions.wiring import Surroundings, check_addresses, give_addresses, on_network
 from provisioner.context import Context
 from provisioner.errors import NotFound, PartlyDone, Unable, Usage
 from provisioner.host import links
 from provisioner.host.journal import Work
+from provisioner.host.leases import Leases, NicClaim
 from provisioner.model.domain_xml.nics import (
     find_nic_xml,
     link_of,
@@ -35,7 +38,11 @@ from provisioner.model.domain_xml.nics import (
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing, Nic
+from provisioner.model.nic import Address, Addressing, Nic
+
+if TYPE_CHECKING:
+    from provisioner.actions.addresses import Segment
+    from provisioner.actions.probing import InUse
 
 #: Modes that the kernel changes among one another on a running macvtap.
 _LIVE_MODES = (MacvtapMode.BRIDGE, MacvtapMode.VEPA, MacvtapMode.PRIVATE)
@@ -51,13 +58,16 @@ class Change(NamedTuple):
     mode: MacvtapMode | None = None
     parent: str | None = None
     addressing: Addressing | None = None
+    network: str | None = None
     scope: Scope = Scope.BOTH
+    probe: str = "fast"
     replug: bool = False
     take_parent: bool = False
 
 
 class Plan(NamedTuple):
-    """`before` and `after` are the NIC as the store knows, or will know it."""
+    """`before` and `after` are the NIC as the store knows, or will know it: on a network with the addresses that it
+    would get now, and the claim decides."""
 
     machine: FoundMachine
     found: FoundNic
@@ -66,6 +76,8 @@ class Plan(NamedTuple):
     before: Nic
     after: Nic
     replug: bool
+    rewired: bool
+    segments: Mapping[str, Segment]
 
 
 def change(context: Context, name: str, wanted: str | None, asked: Change) -> NicChange:
@@ -86,33 +98,36 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     # Over and done with where the change is undone: those that the NIC has now are known from what it is told.
     facts["routes"] = [[str(route.address), route.mac, route.parent] for route in guest_routes(after)]
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
-    carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
-    shown = after if asked.addressing is not None else after._replace(addressing=Addressing())
-    return report(context, machine, shown, plan.live, plan.config, [], plan.before.addressing.static)
+    after, notes = carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
+    retold = asked.addressing is not None or asked.network is not None
+    shown = after if retold else after._replace(addressing=Addressing())
+    return report(context, machine, shown, plan.live, plan.config, notes, plan.before.addressing.static)
 
 
 def plan_change(context: Context, name: str, wanted: str | None, asked: Change) -> Plan:
     """Looks, and changes nothing."""
     machine, found, (live, config) = plan_detach(context, name, wanted, asked.scope)
-    again = asked.link is None and asked.mode is None and asked.parent is None and asked.addressing is None
+    rewired = any(wanted is not None for wanted in (asked.mode, asked.parent, asked.network))
+    again = asked.link is None and not rewired and asked.addressing is None
     if again and not asked.replug:
-        raise Usage("nothing is to be changed", "say --link, --mode, --parent or --ip, or --replug to plug it in again")
-    rewired = asked.mode is not None or asked.parent is not None
+        hint = "say --link, --mode, --parent, --network or --ip, or --replug to plug it in again"
+        raise Usage("nothing is to be changed", hint)
     if rewired and found.kind != "direct":
         hint = f"macvm nic detach {machine.name} {found.mac}, then macvm nic attach {machine.name}"
         raise Unable(f"{found.mac} is on the libvirt network {found.network}, which decides how it is wired", hint)
     before = _known(context, machine, found)
-    after = before._replace(mode=asked.mode or before.mode, parent=asked.parent or before.parent)
-    if rewired:
-        there = Links.read()
-        own = [link for link in there.all if link.name == found.device and found.device]
-        others = Links(tuple(link for link in there.all if link not in own))
-        after = after._replace(parent=check_parent(others, after.parent, after.mode, None, take=asked.take_parent).name)
+    host = Links.read()
+    others = Links(tuple(link for link in host.all if not found.device or link.name != found.device))
+    there = Surroundings(others, [], {})
+    after = _rewired(context, before, asked, there) if rewired else before
     if asked.addressing is not None:
-        after = after._replace(addressing=complete(asked.addressing, after.parent))
-        kept = set(before.addressing.addresses)
-        fresh = tuple(interface for interface in after.addressing.static if interface.ip not in kept)
-        check_addresses(context, after._replace(addressing=after.addressing._replace(static=fresh)), [])
+        after = after._replace(addressing=asked.addressing)
+    if asked.addressing is not None or asked.network is not None:
+        after = give_addresses(context, after, there, ())
+    # Known once the parent is: what it holds already it may keep.
+    kept = set(before.addressing.addresses) if after.parent == before.parent else set()
+    fresh = tuple(interface for interface in after.addressing.static if interface.ip not in kept)
+    check_addresses(context, after._replace(addressing=after.addressing._replace(static=fresh)), [])
     replug = live and (again or (rewired and not _changes_live(before, after)))
     if replug and not asked.replug:
         raise Usage(
@@ -120,7 +135,20 @@ def plan_change(context: Context, name: str, wanted: str | None, asked: Change) 
             f"gone {_GAP}; DHCP asks again; a static address may need setting again",
             "say --replug to do so, or --config to change the definition alone",
         )
-    return Plan(machine, found, live, config, before, after, replug)
+    return Plan(machine, found, live, config, before, after, replug, rewired, there.segments)
+
+
+def _rewired(context: Context, before: Nic, asked: Change, there: Surroundings) -> Nic:
+    """On another network all is the network's; on another parent it leaves its network."""
+    if asked.network is None:
+        mode, name = asked.mode or before.mode, asked.parent or before.parent
+        parent = check_parent(there.links, name, mode, None, take=asked.take_parent).name
+        network = before.network if parent == before.parent else ""
+        return before._replace(mode=mode, parent=parent, network=network)
+    wanted = NicRequest(asked.mode, asked.parent or "", network=asked.network, addressing=Addressing(auto=True))
+    network_ = there.segment(context, asked.network).network
+    nic = on_network(there, wanted, network_, take_parent=asked.take_parent)
+    return nic._replace(mac=before.mac, model=before.model, mtu=nic.mtu or before.mtu)
 
 
 def _changes_live(before: Nic, after: Nic) -> bool:
@@ -139,11 +167,13 @@ def _known(context: Context, machine: FoundMachine, found: FoundNic) -> Nic:
     return Nic(found.mac, mode, found.parent, found.network, found.model)
 
 
-def _steps(context: Context, plan: Plan, asked: Change, old: tuple[str, str], work: Work, undo: Undo) -> None:
-    rewired = asked.mode is not None or asked.parent is not None
+def _steps(
+    context: Context, plan: Plan, asked: Change, old: tuple[str, str], work: Work, undo: Undo
+) -> tuple[Nic, list[str]]:
+    """The NIC as it is then, and notes."""
     if plan.live and (plan.replug or plan.after.wiring != plan.before.wiring):
         _rewire_live(context, plan, old[0], work, undo)
-    if rewired and plan.config:
+    if plan.rewired and plan.config:
         with work.step("saved"):
             undo.then(lambda: _update(context, plan.machine, old[1], live=False))
             _update(context, plan.machine, with_source(old[1], plan.after.parent, plan.after.mode), live=False)
@@ -154,8 +184,9 @@ def _steps(context: Context, plan: Plan, asked: Change, old: tuple[str, str], wo
     if asked.link:
         _set_link(context, plan, asked.link, work, undo)
     known = plan.found.mac in context.store.told_of(plan.machine.uuid)
-    if asked.addressing is not None or (rewired and known):
-        _rewrite_told(context, plan, work, undo)
+    if asked.addressing is not None or asked.network is not None or (plan.rewired and known):
+        return _rewrite_told(context, plan, asked.probe, work, undo)
+    return plan.after, []
 
 
 def _update(context: Context, machine: FoundMachine, xml: str, *, live: bool) -> None:
@@ -210,7 +241,8 @@ def plug_back(context: Context, machine: FoundMachine, mac: Mac, old: str, paren
 
 
 def _retell(context: Context, machine: FoundMachine, nic: Nic, told: str) -> None:
-    context.store.retell(machine.uuid, machine.name, nic.mac, told, leases_of(nic))
+    claim = addresses.claim_of(nic)._replace(told=told) if told else NicClaim(nic.mac)
+    context.store.retell(machine.uuid, machine.name, claim)
 
 
 def put_back(
@@ -274,19 +306,22 @@ def _undo_update(context: Context, machine: FoundMachine, xml: str, undo: Undo, 
     undo.then(lambda: _update(context, machine, xml, live=live))
 
 
-def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
+def _rewrite_told(context: Context, plan: Plan, pace: str, work: Work, undo: Undo) -> tuple[Nic, list[str]]:
     """Leases, routes and the seed follow the NIC."""
     machine, before, after = plan.machine, plan.before, plan.after
+    notes: list[str] = []
     store = context.store
     old_routes = [route for route in shims.routes_of(store.leases(), machine.uuid) if route.mac == before.mac]
     was = store.told_of(machine.uuid).get(before.mac, "")
-    routes = guest_routes(after)
     # These two once the old leases are back.
     undo.then(lambda: guest.rewrite_seed(context, machine))
-    undo.then(lambda: shims.release(context, routes))
+    undo.then(lambda: shims.release(context, guest_routes(after)))
     with work.step("lease"):
         undo.then(lambda: _retell(context, machine, before, was))
-        _retell(context, machine, after, after.to_json())
+        after = _claim(context, plan, work)
+    if after.network and after.addressing != before.addressing:
+        after, notes = _ask(context, plan, after, pace, work)
+    routes = guest_routes(after)
     with work.step("routes"):
         undo.then(lambda: shims.ensure(context, old_routes))
         if plan.live:
@@ -295,3 +330,38 @@ def _rewrite_told(context: Context, plan: Plan, work: Work, undo: Undo) -> None:
     if plan.config and guest.seed_of(context, machine):
         with work.step("seed"):
             guest.rewrite_seed(context, machine)
+    return after, notes
+
+
+def _claim(context: Context, plan: Plan, work: Work) -> Nic:
+    """The leases of before for those of after, in one transaction."""
+    machine, after = plan.machine, plan.after
+
+    def claim(leases: Leases) -> Mapping[str, Any]:
+        nonlocal after
+        leases.give_back(after.mac)
+        after = addresses.claim(leases, machine.uuid, machine.name, [after], plan.segments)[0]
+        return _with_routes(work, after)
+
+    work.claim_again(claim)
+    return after
+
+
+def _with_routes(work: Work, nic: Nic) -> Mapping[str, Any]:
+    routes = [[str(route.address), route.mac, route.parent] for route in guest_routes(nic)]
+    return {**work.facts, "routes": routes}
+
+
+def _ask(context: Context, plan: Plan, after: Nic, pace: str, work: Work) -> tuple[Nic, list[str]]:
+    from provisioner.actions import probing  # which a NIC on a bare parent has no use for
+
+    machine = plan.machine
+
+    def claim(leases: Leases, found: Sequence[InUse], avoid: Collection[Address]) -> Mapping[str, Any]:
+        nonlocal after
+        after = probing.take_others(leases, machine.uuid, machine.name, [after], plan.segments, found, avoid)[0]
+        return _with_routes(work, after)
+
+    with contextlib.closing(probing.Question(context, work, [after], pace)) as question:
+        notes = probing.hear(context, work, question, lambda: [after], claim, pace)
+    return after, notes

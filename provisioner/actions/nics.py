@@ -8,22 +8,13 @@ from typing import NamedTuple
 
 from provisioner.actions import guest, passthrough, shims, views
 from provisioner.actions.nic_names import choose_nic
-from provisioner.actions.request import NicRequest
-from provisioner.actions.undo import Undo, carry_out
 from provisioner.actions.views import NicView
-from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
 from provisioner.context import Context
-from provisioner.errors import PartlyDone, TimeUp, Unable, Usage
-from provisioner.host import links
-from provisioner.host.hypervisor import NoSlot
+from provisioner.errors import PartlyDone, TimeUp, Usage
 from provisioner.host.journal import Work
 from provisioner.model.domain_xml.nics import (
-    address_is_free,
     alias_of,
-    count_slots,
     find_nic_xml,
-    nic_xml,
-    with_link,
 )
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import Mac
@@ -67,142 +58,7 @@ class NicChange(NamedTuple):
     asked: bool = False
 
 
-class AttachOptions(NamedTuple):
-    scope: Scope = Scope.BOTH
-    model: str = "virtio"
-    trust: bool = False
-    shim: bool = True
-    take_parent: bool = False
-
-
-def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptions) -> NicChange:
-    """Adds a NIC; a failure half way leaves neither the live nor the saved half.
-
-    Raises NotFound, Problems, Unable for a machine without a free slot, Taken, HypervisorFailed.
-    """
-    require_rights(context, wanted.addressing)
-    if not context.hypervisor.is_local:
-        return _attach_elsewhere(context, name, wanted, options)
-    machine, nic, (live, config), notes = plan_attach(context, name, wanted, options)
-    leases = leases_of(nic)
-    told: dict[str, str] = {nic.mac: nic.to_json()}
-    facts = {"mac": nic.mac, "routes": [[str(r.address), r.mac, r.parent] for r in guest_routes(nic)]}
-    work = context.journal.begin("attach", machine.name, machine.uuid, facts, [nic.mac], leases, told)
-    carry_out(work, lambda undo: _attach_steps(context, machine, nic, options, (live, config), work, undo))
-    return report(context, machine, nic, live, config, notes)
-
-
-def _attach_elsewhere(context: Context, name: str, wanted: NicRequest, options: AttachOptions) -> NicChange:
-    """On another host libvirt is all that macvm reaches: no look at the parent, no lease, no host state, no shim."""
-    if not wanted.parent:
-        raise Usage(f"which link of {context.settings.connect} is the parent?", "name it with --parent")
-    machine = context.hypervisor.get(name)
-    live, config = options.scope.halves(machine, context.hypervisor.is_persistent(machine.uuid))
-    nic = Nic(wanted.mac or Mac.random(), wanted.mode, wanted.parent, model=options.model, addressing=wanted.addressing)
-    with Undo() as undo:
-        if live:
-            undo.then(lambda: _remove_live(context, machine, nic.mac))
-            _attach(context, machine, nic_xml(nic, trust=options.trust), live=True)
-        if config:
-            running = _live_nic(context, machine, nic.mac) if live else ""
-            _attach(context, machine, _saved_xml(context, machine, nic, options.trust, running), live=False)
-        undo.pop_all()
-    notes = ["allmulticast is not set there: IPv6 wants --trust-guest-filters"]
-    return report(context, machine, nic, live, config, notes)
-
-
-def plan_attach(
-    context: Context, name: str, wanted: NicRequest, options: AttachOptions
-) -> tuple[FoundMachine, Nic, tuple[bool, bool], list[str]]:
-    """The machine, the NIC as it will be, the halves that change, and notes. Changes nothing. Raises Problems."""
-    # The one look that checks all NICs for conflicts has this machine too: QEMU is asked each time for live XML.
-    there = Surroundings.look(context)
-    known = (machine for machine in there.machines if name in (machine.name, machine.uuid))
-    machine = next(known, None) or context.hypervisor.get(name)
-    halves = options.scope.halves(machine, context.hypervisor.is_persistent(machine.uuid))
-    findings = Findings()
-    shim, take = options.shim, options.take_parent
-    nics = plan_nics(context, [wanted], there, findings, start=halves[0], shim=shim, take_parent=take)
-    findings.finish()
-    return machine, nics[0]._replace(model=options.model), halves, findings.notes
-
-
-def _attach_steps(
-    context: Context,
-    machine: FoundMachine,
-    nic: Nic,
-    options: AttachOptions,
-    halves: tuple[bool, bool],
-    work: Work,
-    undo: Undo,
-) -> None:
-    live, config = halves
-    routes = guest_routes(nic) if live else []
-    running, reader = "", None
-    undo.then(lambda: shims.release(context, routes))
-    undo.then(lambda: context.store.release_mac(nic.mac))
-    if live:
-        with work.step("live"):
-            # Undone after the NIC is gone, when libvirt takes the parent down.
-            undo.then(lambda: passthrough.give_back(context, machine.uuid, nic.parent))
-            undo.then(lambda: _remove_live(context, machine, nic.mac))
-            passthrough.take(context, machine.uuid, nic.parent, nic.mode if nic.direct else None)
-            # The guest sees no carrier until the host's side is ready. libvirt itself brings the macvtap up at once.
-            reader = guest.read_ahead(context, machine) if config else None
-            _attach(context, machine, nic_xml(nic, link="down", trust=options.trust), live=True)
-            if nic.direct:
-                links.prepare_nic(nic.device, nic.mtu)
-            running = _live_nic(context, machine, nic.mac)
-    if config:
-        # Once the definition is as it was.
-        undo.then(lambda: guest.rewrite_seed(context, machine))
-        with work.step("saved"):
-            undo.then(lambda: _remove_saved(context, machine, nic.mac))
-            _attach(context, machine, _saved_xml(context, machine, nic, options.trust, running), live=False)
-    if live:
-        with work.step("link"):
-            context.hypervisor.update_nic(machine.uuid, machine.name, with_link(running, "up"), live=True)
-        with work.step("routes"):
-            shims.ensure(context, routes)
-    if config:
-        with work.step("seed"):
-            guest.rewrite_seed(context, machine, reader)
-
-
-def _attach(context: Context, machine: FoundMachine, xml: str, *, live: bool) -> None:
-    try:
-        context.hypervisor.attach_nic(machine.uuid, machine.name, xml, live=live)
-    except NoSlot as error:
-        text = context.hypervisor.live_definition(machine.uuid) if live else context.hypervisor.definition(machine.uuid)
-        slots = count_slots(text)
-        if slots.machine_type == "q35":
-            hint = "detach one, or while it is off add <controller type='pci' model='pcie-root-port'/>: virsh edit"
-        else:
-            hint = "detach one, or make the machine a q35, whose root ports can be added to"
-        raise Unable(
-            f"{machine.name} has no free slot for another NIC: a {slots.machine_type} machine with {slots.slots} slots "
-            f"for hot-plugged devices, {slots.taken} taken",
-            hint,
-        ) from error
-
-
-def _saved_xml(context: Context, machine: FoundMachine, nic: Nic, trust: bool, running: str) -> str:
-    """In the slot that it has while `running`, where the definition has that free: the guest then sees the same NIC
-    after a restart."""
-    xml = nic_xml(nic, trust=trust)
-    if running and address_is_free(context.hypervisor.definition(machine.uuid), running):
-        return nic_xml(nic, trust=trust, address_from=running)
-    return xml
-
-
-def _live_nic(context: Context, machine: FoundMachine, mac: Mac) -> str:
-    found = find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac)
-    if found is None:
-        raise Unable(f"{machine.name} does not have the NIC {mac} any more", "somebody else detached it")
-    return found
-
-
-def _remove_live(context: Context, machine: FoundMachine, mac: Mac) -> None:
+def remove_live(context: Context, machine: FoundMachine, mac: Mac) -> None:
     if not detach_running(context, machine, mac, DETACH_TIMEOUT):
         raise kept_by_guest(machine, mac)
 
@@ -211,7 +67,7 @@ def kept_by_guest(machine: FoundMachine, mac: Mac) -> TimeUp:
     return TimeUp(f"the guest {machine.name} does not let go of {mac}", "then: macvm gc")
 
 
-def _remove_saved(context: Context, machine: FoundMachine, mac: Mac) -> None:
+def remove_saved(context: Context, machine: FoundMachine, mac: Mac) -> None:
     found = find_nic_xml(context.hypervisor.definition(machine.uuid), mac)
     if found:
         context.hypervisor.detach_nic_saved(machine.uuid, machine.name, found)
@@ -271,7 +127,7 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
     if not context.hypervisor.is_local:
         gone = not live or detach_running(context, machine, nic.mac, timeout)
         if gone and config:
-            _remove_saved(context, machine, nic.mac)
+            remove_saved(context, machine, nic.mac)
         return _detached(machine, nic, live, config, gone=gone, timeout=timeout)
     routes = [route for route in shims.routes_of(context.store.leases(), machine.uuid) if route.mac == nic.mac]
     facts = {"mac": nic.mac, "live": live, "config": config}
@@ -353,7 +209,7 @@ def take_away(
                 return False
     if saved:
         with work.step("saved"):
-            _remove_saved(context, machine, mac)
+            remove_saved(context, machine, mac)
     forget(context, machine, mac, routes, work)
     return True
 

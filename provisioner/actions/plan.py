@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from provisioner.actions import images
+from provisioner.actions.addresses import Segment
 from provisioner.actions.removal import LOG_DIR
 from provisioner.actions.request import CreateRequest
-from provisioner.actions.shims import GuestRoute
-from provisioner.actions.wiring import Findings, Surroundings, guest_routes, leases_of, plan_nics
+from provisioner.actions.shims import GuestRoute, guest_routes
+from provisioner.actions.wiring import Findings, Surroundings, plan_nics
 from provisioner.context import Context
 from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import disks, system
@@ -32,20 +34,32 @@ _MOST_VCPUS = 288
 
 
 class Plan(NamedTuple):
-    """All that `create` will do. `leases` are `(network, address, mac, parent)` with an empty parent where no shim is
-    wanted; `folder` holds the machine's disk and seed."""
+    """All that `create` will do; `folder` holds the machine's disk and seed. The NICs on a network have the addresses
+    that they would get now: the claim decides, and `with_nics` then says so."""
 
     machine: Machine
     folder: Path
     xml: str
     image: StoredImage | None
     disk_size: int | None
-    seed: dict[str, bytes]
-    leases: tuple[tuple[str, str, str, str], ...]
-    routes: tuple[GuestRoute, ...]
+    told: SeedRequest
+    segments: Mapping[str, Segment]
     start: bool
     autostart: bool
+    probe: str
     notes: tuple[str, ...]
+
+    @property
+    def seed(self) -> dict[str, bytes]:
+        return seed_files(self.told)
+
+    @property
+    def routes(self) -> tuple[GuestRoute, ...]:
+        return tuple(route for nic in self.machine.nics for route in guest_routes(nic))
+
+    def with_nics(self, nics: tuple[Nic, ...]) -> Plan:
+        """The same with other addresses, of which the domain's XML does not tell."""
+        return self._replace(machine=self.machine._replace(nics=nics), told=self.told._replace(nics=nics))
 
 
 def make_plan(context: Context, request: CreateRequest) -> Plan:
@@ -82,7 +96,8 @@ def make_plan(context: Context, request: CreateRequest) -> Plan:
     with findings.checking():
         _check_user_data(request, image)
     findings.finish()
-    return _assemble(context, request, image, virt_type, template, template_name, nics, findings.notes)
+    plan = _assemble(context, request, image, virt_type, template, template_name, nics)
+    return plan._replace(segments=there.segments, notes=tuple(findings.notes))
 
 
 def _assemble(
@@ -93,7 +108,6 @@ def _assemble(
     template: bytes,
     template_name: str,
     nics: tuple[Nic, ...],
-    notes: list[str],
 ) -> Plan:
     identity = str(uuid.uuid4())
     folder = context.machines_dir / identity
@@ -124,7 +138,7 @@ def _assemble(
     keys = request.ssh_keys
     if keys is None:
         keys = system.ssh_public_keys() if entry is None or entry.takes_keys else ()
-    seed = SeedRequest(
+    told = SeedRequest(
         hostname=request.name,
         instance_id=identity,
         nics=nics,
@@ -133,20 +147,18 @@ def _assemble(
         login=login,
         password_hash=system.password_hash(request.password) if request.password else "",
     )
-    routes = tuple(route for nic in nics for route in guest_routes(nic))
-    leases = tuple(lease for nic in nics for lease in leases_of(nic))
     return Plan(
         machine=machine,
         folder=folder,
         xml=domain_xml(machine, template, template_name),
         image=image,
         disk_size=request.disk_size,
-        seed=seed_files(seed),
-        leases=leases,
-        routes=routes,
+        told=told,
+        segments={},
         start=request.start,
         autostart=request.autostart,
-        notes=tuple(notes),
+        probe=request.probe,
+        notes=(),
     )
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-from provisioner.actions import images, nic_changes, nics, passthrough, shims
+from provisioner.actions import attaching, images, nic_changes, nics, passthrough, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.request import CreateRequest, NicRequest
-from provisioner.actions.wiring import guest_routes
 from provisioner.context import Context
 from provisioner.errors import Unable
 from provisioner.host import links, netlink
@@ -85,15 +84,15 @@ def shim_lines(route: shims.GuestRoute) -> list[str]:
     return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
 
 
-def attach(context: Context, name: str, wanted: NicRequest, options: nics.AttachOptions) -> list[str]:
-    machine, nic, (live, config), notes = nics.plan_attach(context, name, wanted, options)
+def attach(context: Context, name: str, wanted: NicRequest, options: attaching.AttachOptions) -> list[str]:
+    machine, nic, (live, config), _, notes = attaching.plan_attach(context, name, wanted, options)
     lines = [f"# NIC.xml: {nic_xml(nic, trust=options.trust)}"]
     if live:
         lines.append(f"virsh attach-device {machine.name} NIC.xml --live")
         lines += _nic_lines(nic.device, nic.mtu) if nic.direct else []
     if config:
         lines.append(f"virsh attach-device {machine.name} NIC.xml --config")
-    for route in guest_routes(nic) if live else ():
+    for route in shims.guest_routes(nic) if live else ():
         lines += [line for line in shim_lines(route) if line not in lines]
     return [*lines, *(f"# note: {note}" for note in notes)]
 
@@ -119,7 +118,7 @@ def change(context: Context, name: str, wanted: str | None, asked: nic_changes.C
     for half, there in (("--live", plan.live), ("--config", plan.config)):
         if asked.link and there:
             lines.append(f"virsh domif-setlink {machine} {found.mac} {asked.link} {half}".removesuffix(" --live"))
-    for route in guest_routes(after) if plan.live and asked.addressing is not None else ():
+    for route in shims.guest_routes(after) if plan.live and asked.addressing is not None else ():
         lines += shim_lines(route)
     return lines
 

@@ -12,14 +12,15 @@ from provisioner.model.nic import Addressing
 
 
 class NicRequest(NamedTuple):
-    """A NIC; what is left empty the plan chooses."""
+    """A NIC; what is left empty the plan chooses, or its network decides."""
 
-    mode: MacvtapMode = MacvtapMode.BRIDGE
+    mode: MacvtapMode | None = None
     parent: str = ""
     libvirt_network: str = ""
     mac: Mac | None = None
     mtu: int | None = None
     addressing: Addressing = Addressing(dhcp=True)
+    network: str = ""
 
 
 class CreateRequest(NamedTuple):
@@ -41,6 +42,7 @@ class CreateRequest(NamedTuple):
     start: bool = True
     shim: bool = True
     take_parent: bool = False
+    probe: str = "fast"
     autostart: bool = False
     lab: str = ""
     labels: tuple[tuple[str, str], ...] = ()

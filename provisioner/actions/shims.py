@@ -17,11 +17,11 @@ from typing import NamedTuple
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Taken, Unable
 from provisioner.host import links, netlink
+from provisioner.host.leases import Lease
 from provisioner.host.netlink import Link
-from provisioner.host.store import Lease
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import shim_mac, shim_name
-from provisioner.model.nic import Address
+from provisioner.model.nic import Address, Nic
 from provisioner.model.reach import Place, Station, expected
 
 _ALIAS = f"{links.MARK}shim:"
@@ -51,9 +51,22 @@ def reaches_host(mode: MacvtapMode) -> bool:
     return expected(Station(Place.HOST), Station(mode), hairpin=True).unicast
 
 
+def is_served(nic: Nic) -> bool:
+    """Whether the host's side is to follow a NIC's addresses."""
+    return nic.shim and nic.direct and reaches_host(nic.mode)
+
+
+def guest_routes(nic: Nic) -> list[GuestRoute]:
+    """What the host's side of a NIC wants: a route for each address that a shim can reach."""
+    if not is_served(nic):
+        return []
+    addresses = [address for address in nic.addressing.addresses if pinned_source(nic.parent, address)]
+    return [GuestRoute(address, nic.mac, nic.parent) for address in addresses]
+
+
 def routes_of(leases: Iterable[Lease], owner: str) -> list[GuestRoute]:
     """What a machine's leases want on the host."""
-    wanted = [lease for lease in leases if lease.owner == owner and lease.parent]
+    wanted = [lease for lease in leases if lease.owner == owner and lease.served]
     return [GuestRoute(ipaddress.ip_address(lease.address), lease.mac, lease.parent) for lease in wanted]
 
 
@@ -146,7 +159,7 @@ def give_way(context: Context, parent: str) -> None:
         return
     with context.lock(_lock_name(parent)):
         shim = find_shim(link)
-        users = sorted({lease.machine for lease in context.store.leases() if lease.parent == parent})
+        users = sorted({lease.machine for lease in context.store.leases() if lease.parent == parent and lease.served})
         if shim and users:
             hint = "choose another --parent, or delete those machines"
             raise Taken(f"{parent} is held by {shim.name}, through which the host reaches {', '.join(users)}", hint)
@@ -175,7 +188,7 @@ def _release_route(context: Context, route: GuestRoute) -> None:
     shim = find_shim(parent) if parent else None
     if shim is None:
         return
-    held = [lease for lease in context.store.leases() if lease.parent == route.parent]
+    held = [lease for lease in context.store.leases() if lease.parent == route.parent and lease.served]
     if not any(lease.address == str(route.address) for lease in held):
         links.remove_route(route.address, shim.index)
         links.remove_neighbour(route.address, shim.index)

@@ -15,8 +15,8 @@ from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import printable
 
 if TYPE_CHECKING:
+    from provisioner.host.leases import Lease
     from provisioner.host.netlink import Link
-    from provisioner.host.store import Lease
 
 
 class AddressView(NamedTuple):

@@ -7,16 +7,18 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from provisioner.actions import shims
+from provisioner.actions import addresses, shims
+from provisioner.actions.addresses import Segment
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.request import NicRequest
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, Problems, Taken, Unable, Usage
 from provisioner.host import netlink, system
-from provisioner.host.store import LeaseClaim
 from provisioner.model.found import FoundMachine
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import Address, Addressing, Interface, Nic, check_usable
+from provisioner.model.network import Network
+from provisioner.model.nic import Address, Addressing, Interface, Nic, auto_needs_network, check_usable
 from provisioner.model.reach import Place, Station, expected
 
 
@@ -48,10 +50,18 @@ class Surroundings(NamedTuple):
 
     links: Links
     machines: list[FoundMachine]
+    #: By name, those that have been asked for.
+    segments: dict[str, Segment]
 
     @classmethod
     def look(cls, context: Context) -> Surroundings:
-        return cls(Links.read(), context.hypervisor.machines())
+        return cls(Links.read(), context.hypervisor.machines(), {})
+
+    def segment(self, context: Context, name: str) -> Segment:
+        """A network, with what the host has on it. Raises NotFound."""
+        if name not in self.segments:
+            self.segments[name] = addresses.look_at(context, name)
+        return self.segments[name]
 
 
 def plan_nics(
@@ -69,36 +79,16 @@ def plan_nics(
     for wanted in requests:
         with findings.checking():
             nic = _plan_wiring(context, wanted, there, start=start, take_parent=take_parent)
-            nic = nic._replace(mac=_choose_mac(context, wanted.mac, nic, there, planned), shim=shim)
+            nic = nic._replace(mac=_choose_mac(context, wanted.mac, nic, there, planned), shim=nic.shim and shim)
             if nic.direct:
                 with findings.checking():
-                    nic = nic._replace(addressing=complete(wanted.addressing, nic.parent))
+                    nic = give_addresses(context, nic, there, planned)
                 with findings.checking():
                     check_addresses(context, nic, planned)
             planned.append(nic)
-            if nic.direct and shim:
+            if nic.direct and nic.shim:
                 _note_reachability(nic, findings.notes)
     return tuple(planned)
-
-
-def guest_routes(nic: Nic) -> list[shims.GuestRoute]:
-    """What the host's side of a NIC wants: a route for each address that a shim can reach."""
-    if not _wants_shim(nic):
-        return []
-    addresses = [address for address in nic.addressing.addresses if shims.pinned_source(nic.parent, address)]
-    return [shims.GuestRoute(address, nic.mac, nic.parent) for address in addresses]
-
-
-def _wants_shim(nic: Nic) -> bool:
-    return nic.shim and nic.direct and shims.reaches_host(nic.mode)
-
-
-def leases_of(nic: Nic) -> list[LeaseClaim]:
-    """The leases that a NIC's static addresses take: `(network, address, mac, parent)`, with an empty parent where the
-    host's side is left alone."""
-    behind = nic.parent if _wants_shim(nic) else ""
-    addresses = nic.addressing.addresses if nic.direct else ()
-    return [(f"parent:{nic.parent}", str(address), nic.mac, behind) for address in addresses]
 
 
 def _plan_wiring(context: Context, wanted: NicRequest, there: Surroundings, *, start: bool, take_parent: bool) -> Nic:
@@ -111,9 +101,48 @@ def _plan_wiring(context: Context, wanted: NicRequest, there: Surroundings, *, s
             hint = f"virsh net-start {wanted.libvirt_network}"
             raise Unable(f"the libvirt network {wanted.libvirt_network} is not active", hint)
         return Nic(mac=Mac.random(), libvirt_network=wanted.libvirt_network, addressing=Addressing(dhcp=True))
-    name = choose_parent(there.links, wanted.parent or context.settings.parent, wanted.mode)
-    parent = check_parent(there.links, name, wanted.mode, wanted.mtu, take=take_parent)
-    return Nic(mac=Mac.random(), mode=wanted.mode, parent=parent.name, mtu=wanted.mtu, addressing=wanted.addressing)
+    if wanted.network:
+        return on_network(there, wanted, there.segment(context, wanted.network).network, take_parent=take_parent)
+    mode = wanted.mode or MacvtapMode.BRIDGE
+    name = choose_parent(there.links, wanted.parent or context.settings.parent, mode)
+    parent = check_parent(there.links, name, mode, wanted.mtu, take=take_parent)
+    return Nic(mac=Mac.random(), mode=mode, parent=parent.name, mtu=wanted.mtu, addressing=wanted.addressing)
+
+
+def on_network(there: Surroundings, wanted: NicRequest, network: Network, *, take_parent: bool) -> Nic:
+    """Mode, parent and MTU are the network's; what is said beside it may only say the same."""
+    for what, said, has in (("--parent", wanted.parent, network.parent), ("--mode", wanted.mode, network.mode)):
+        if said and said != has:
+            shown = has.value if isinstance(has, MacvtapMode) else has
+            hint = f"leave {what} out, or make a network for it: macvm network create"
+            raise Usage(f"{what} is decided by the network {network.name}: {shown}", hint)
+    if there.links.find(network.parent) is None:
+        hint = "macvm network up makes it again where macvm made it; otherwise `ip link` shows what there is"
+        raise NotFound(f"{network.parent}, the parent of the network {network.name}, is not there", hint)
+    mtu = wanted.mtu or network.mtu
+    parent = check_parent(there.links, network.parent, network.mode, mtu, take=take_parent)
+    return Nic(
+        mac=Mac.random(),
+        mode=network.mode,
+        parent=parent.name,
+        mtu=mtu,
+        addressing=wanted.addressing,
+        shim=network.shim,
+        network=network.name,
+    )
+
+
+def give_addresses(context: Context, nic: Nic, there: Surroundings, planned: Sequence[Nic]) -> Nic:
+    """What a NIC's guest is told, with all that can be known of it. On a network, the addresses that it would get now:
+    they are claimed later, and may be others by then."""
+    if not nic.network:
+        if nic.addressing.auto:
+            raise auto_needs_network()
+        return nic._replace(addressing=complete(nic.addressing, nic.parent))
+    segment = there.segment(context, nic.network)
+    if nic.addressing.auto:
+        return addresses.predict(context, nic, segment, planned)
+    return nic._replace(addressing=addresses.told_on(segment, nic.addressing))
 
 
 def _choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: Surroundings, planned: list[Nic]) -> Mac:
@@ -124,6 +153,7 @@ def _choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: Surroundi
     store = context.reading_store
     if wanted is None:
         mac = nic.mac
+        holders |= {seen.mac: "a neighbour" for seen in netlink.neighbours()}
         while mac in holders or mac.device in holders or (store and store.holder_of_mac(mac)):
             mac = Mac.random()
         return mac
@@ -197,14 +227,14 @@ def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
     # A route to a guest of that address would cut the host off from its router.
     routers = {route.gateway for route in netlink.routes() if route.gateway}
     store = context.reading_store
-    held = {lease.address: lease.machine for lease in store.leases()} if store else {}
     for address in nic.addressing.addresses:
         if address in own:
             raise Taken(f"address {address} is this host's own, on {own[address]}", "choose another with --ip")
         if address in routers:
             raise Taken(f"address {address} is that of a router of this host's", "choose another with --ip")
-        if str(address) in held:
-            raise Taken(f"address {address} is held by machine {held[str(address)]}", "choose another with --ip")
+        holder = store.holder_of(nic.parent, str(address)) if store else None
+        if holder:
+            raise Taken(f"address {address} is held by machine {holder}", "choose another with --ip")
         if any(address in other.addressing.addresses for other in planned):
             raise Usage(f"address {address} is given to two NICs", "give each NIC its own")
 

@@ -99,9 +99,9 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
     flags = {key: given.pop(key) for key in ("trust_guest_filters", "no_shim", "take_parent")}
     wanted = parameters.first_nic(**given) or NicRequest()
     with looking() if dry_run else changing() as (context, _):
-        from provisioner.actions import nics
+        from provisioner.actions import attaching
 
-        options = nics.AttachOptions(
+        options = attaching.AttachOptions(
             scope=_one_scope(scopes),
             model=model,
             trust=flags["trust_guest_filters"],
@@ -113,7 +113,7 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
 
             click.echo("\n".join(preview.attach(context, name, wanted, options)))
             return
-        _print_change(nics.attach(context, name, wanted, options), "attached")
+        _print_change(attaching.attach(context, name, wanted, options), "attached")
 
 
 @nic.command()

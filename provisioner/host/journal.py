@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from provisioner.host import locks
-from provisioner.host.store import NOTHING_TOLD, LeaseClaim, Store, claim_in, now
+from provisioner.host.leases import Leases, NicClaim, now
+from provisioner.host.store import Store
 
 #: The bytes below are for named locks.
 _FIRST_BYTE = 1024
 
 #: A hook that a test sets to stop, or kill, at a named boundary such as `create:disk:before`.
 Checkpoint = Callable[[str], None]
+
+#: Claims inside an open transaction, and returns the facts that the row is to keep.
+Claim = Callable[[Leases], Mapping[str, Any]]
 
 
 class Unfinished(NamedTuple):
@@ -53,9 +57,10 @@ def boot_id() -> str:
 class Work:
     """One open row. A step is recorded as intended before it begins; that it is done, together with the next one."""
 
-    def __init__(self, journal: Journal, row: int, action: str, lock: int) -> None:
+    def __init__(self, journal: Journal, row: int, action: str, lock: int, facts: Mapping[str, Any]) -> None:
+        self.facts = facts
         self._journal = journal
-        self._row = row
+        self.number = row
         self._action = action
         self._lock = lock
         self._last = ""
@@ -69,18 +74,25 @@ class Work:
         with self._journal.store.change() as db:
             if self._last:
                 sql = "UPDATE steps SET state = 'done' WHERE journal = ? AND step = ?"
-                db.execute(sql, (self._row, self._last))
-            db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, 'intended')", (self._row, name))
+                db.execute(sql, (self.number, self._last))
+            db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, 'intended')", (self.number, name))
         self._last = ""
         self._journal.checkpoint(f"{self._action}:{name}:before")
         yield
         self._last = name
         self._journal.checkpoint(f"{self._action}:{name}:after")
 
+    def claim_again(self, claim: Claim) -> None:
+        """Changes what is claimed, and the row's facts with it: both or neither."""
+        with self._journal.store.change() as db:
+            facts = claim(Leases(db))
+            self.facts = facts
+            db.execute("UPDATE journal SET facts = ? WHERE id = ?", (json.dumps(facts), self.number))
+
     def close(self) -> None:
         """The work is finished, or wholly undone."""
         with self._journal.store.change() as db:
-            db.execute("DELETE FROM journal WHERE id = ?", (self._row,))
+            db.execute("DELETE FROM journal WHERE id = ?", (self.number,))
         self.leave()
 
     def leave(self) -> None:
@@ -93,7 +105,7 @@ class Work:
         """Keeps the row for a later look; the first look's time and daemon stay."""
         with self._journal.store.change() as db:
             sql = "UPDATE journal SET looked = ?, daemon = ?, boot = ? WHERE id = ? AND looked IS NULL"
-            db.execute(sql, (clock, daemon, boot_id(), self._row))
+            db.execute(sql, (clock, daemon, boot_id(), self.number))
         self.leave()
 
 
@@ -106,18 +118,20 @@ class Journal:
         self.clock = clock
 
     def begin(
-        self,
-        action: str,
-        machine: str,
-        uuid: str,
-        facts: Mapping[str, Any],
-        macs: Iterable[str] = (),
-        leases: Iterable[LeaseClaim] = (),
-        told: Mapping[str, str] = NOTHING_TOLD,
+        self, action: str, machine: str, uuid: str, facts: Mapping[str, Any], nics: Iterable[NicClaim] = ()
     ) -> Work:
         """Opens a row, together with the claims that the work begins with: both or neither. Raises Taken."""
+
+        def claim(leases: Leases) -> Mapping[str, Any]:
+            leases.claim(uuid, machine, nics)
+            return facts
+
+        return self.begin_claiming(action, machine, uuid, claim)
+
+    def begin_claiming(self, action: str, machine: str, uuid: str, claim: Claim) -> Work:
+        """As `begin`, where what is claimed, and so the row's facts, come out of the transaction itself."""
         with self.store.change() as db:
-            claim_in(db, uuid, machine, macs, leases, told)
+            facts = claim(Leases(db))
             sql = "INSERT INTO journal (action, machine, uuid, facts, began, boot, clock) VALUES (?, ?, ?, ?, ?, ?, ?)"
             values = (action, machine, uuid, json.dumps(facts), now(), boot_id(), self.clock())
             row = db.execute(sql, values).lastrowid
@@ -125,7 +139,7 @@ class Journal:
             # Before the commit makes the row visible: nobody can find it unlocked.
             lock = self._try_lock(row)
             assert lock is not None
-        return Work(self, row, action, lock)
+        return Work(self, row, action, lock, facts)
 
     def unfinished(self) -> list[Unfinished]:
         """Every row, locked or not."""
@@ -151,7 +165,11 @@ class Journal:
 
     def abandoned(self) -> list[Unfinished]:
         """Rows whose process is gone."""
-        return [row for row in self.unfinished() if not locks.is_locked(self.store.path.parent, _FIRST_BYTE + row.id)]
+        return [row for row in self.unfinished() if not self.is_live(row.id)]
+
+    def is_live(self, number: int) -> bool:
+        """Whether a process works on the row of that number."""
+        return locks.is_locked(self.store.path.parent, _FIRST_BYTE + number)
 
     def adopt(self, row: Unfinished) -> Work | None:
         """Takes an abandoned row over; None when its process lives after all, or someone else has settled it."""
@@ -161,7 +179,7 @@ class Journal:
         if not self.store.rows("SELECT 1 FROM journal WHERE id = ?", (row.id,)):
             os.close(lock)
             return None
-        return Work(self, row.id, f"recover-{row.action}", lock)
+        return Work(self, row.id, f"recover-{row.action}", lock, row.facts)
 
     def _try_lock(self, row: int) -> int | None:
         return locks.try_lock(self.store.path.parent, _FIRST_BYTE + row)

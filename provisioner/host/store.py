@@ -10,44 +10,23 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.errors import MacvmError, Taken, Unable
 from provisioner.host import locks
+from provisioner.host.leases import Lease, Leases, NicClaim
+from provisioner.host.schema import MIGRATIONS, migrate, newer
+
+if TYPE_CHECKING:
+    from provisioner.host.networks import Networks
 
 DATABASE = "macvm.db"
 
 #: What lies beside it.
 IMAGES, MACHINES = FOLDERS = ("images", "machines")
-
-#: Each entry leads from one schema version (its place in the list) to the next. Entries are only ever added.
-MIGRATIONS = (
-    """
-    CREATE TABLE macs (
-      mac TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL, told TEXT NOT NULL) STRICT;
-    CREATE TABLE leases (
-      network TEXT NOT NULL, address TEXT NOT NULL, mac TEXT NOT NULL REFERENCES macs ON DELETE CASCADE,
-      parent TEXT NOT NULL, since TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
-    CREATE TABLE files (
-      path TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT;
-    CREATE TABLE remembered (
-      key TEXT PRIMARY KEY, was TEXT NOT NULL, owner TEXT NOT NULL) STRICT;
-    CREATE TABLE images (
-      name TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, login TEXT NOT NULL, kernel TEXT NOT NULL,
-      initrd TEXT NOT NULL, size INTEGER NOT NULL, virtual_size INTEGER NOT NULL, stamp TEXT NOT NULL,
-      added TEXT NOT NULL, PRIMARY KEY (name, version)) STRICT;
-    CREATE TABLE journal (
-      id INTEGER PRIMARY KEY AUTOINCREMENT, action TEXT NOT NULL, machine TEXT NOT NULL, uuid TEXT NOT NULL,
-      facts TEXT NOT NULL, began TEXT NOT NULL, boot TEXT NOT NULL, clock REAL NOT NULL,
-      looked REAL, daemon TEXT NOT NULL DEFAULT '') STRICT;
-    CREATE TABLE steps (
-      journal INTEGER NOT NULL REFERENCES journal ON DELETE CASCADE, step TEXT NOT NULL, state TEXT NOT NULL,
-      PRIMARY KEY (journal, step)) STRICT;
-    """,
-)
 
 #: File systems whose locks SQLite's WAL cannot rely on (https://sqlite.org/wal.html: "does not work over a network").
 _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glusterfs", "fuse.sshfs", "fuse.glusterfs"})
@@ -55,26 +34,9 @@ _NETWORK_FILE_SYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "ceph", "glust
 
 _DAMAGED = ("SQLITE_CORRUPT", "SQLITE_NOTADB")
 
-#: `(network, address, mac, parent)`; an empty parent where the host's side is left alone.
-LeaseClaim = tuple[str, str, str, str]
-
-NOTHING_TOLD: Mapping[str, str] = MappingProxyType({})
-
 
 class StoreFailed(MacvmError):
     """The store cannot be read or written."""
-
-
-class Lease(NamedTuple):
-    """An address held by a NIC. `network` is a network's name, or `parent:DEV` for an address on a bare parent."""
-
-    network: str
-    address: str
-    mac: str
-    parent: str
-    owner: str
-    machine: str
-    since: str
 
 
 class StoredImage(NamedTuple):
@@ -91,11 +53,6 @@ class StoredImage(NamedTuple):
     virtual_size: int
     stamp: str
     added: str
-
-
-def now() -> str:
-    """Wall-clock time for people to read; no decision hangs on it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _file_system(path: Path) -> str:
@@ -154,40 +111,47 @@ class Store:
                 raise
             self._connection.execute("COMMIT")
 
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[Leases]:
+        """One transaction over MACs, leases and pools: what is claimed in it is claimed wholly, or not at all."""
+        with self.change() as db:
+            yield Leases(db)
+
+    @property
+    def leases_now(self) -> Leases:
+        """For looking alone."""
+        return Leases(self._connection)
+
     def rows(self, sql: str, parameters: Iterable[object] = ()) -> list[sqlite3.Row]:
         with _translated(self.path):
             return self._connection.execute(sql, tuple(parameters)).fetchall()
 
+    @cached_property
+    def networks(self) -> Networks:
+        from provisioner.host.networks import Networks
+
+        return Networks(self)
+
     # MACs and leases
 
-    def claim(
-        self,
-        owner: str,
-        machine: str,
-        macs: Iterable[str],
-        leases: Iterable[LeaseClaim],
-        told: Mapping[str, str] = NOTHING_TOLD,
-    ) -> None:
-        """Claims MACs and leases for a machine: all of them or none. `told` is what `told_of` gives back, by MAC.
-
-        Raises Taken, naming the holder.
-        """
-        with self.change() as db:
-            claim_in(db, owner, machine, macs, leases, told)
+    def claim(self, owner: str, machine: str, nics: Iterable[NicClaim]) -> None:
+        """Claims MACs and leases for a machine: all of them or none. Raises Taken, naming the holder."""
+        with self.claiming() as leases:
+            leases.claim(owner, machine, nics)
 
     def told_of(self, owner: str) -> dict[str, str]:
         """MAC to what its guest was told, as the claim said it: the wanted set of a machine's NICs."""
         return {row["mac"]: row["told"] for row in self.rows("SELECT mac, told FROM macs WHERE owner = ?", (owner,))}
 
-    def retell(self, owner: str, machine: str, mac: str, told: str, leases: Iterable[LeaseClaim]) -> None:
+    def retell(self, owner: str, machine: str, nic: NicClaim) -> None:
         """Replaces what a NIC's guest is told, and its leases: both or neither. Nothing told is nothing held.
 
         Raises Taken.
         """
-        with self.change() as db:
-            db.execute("DELETE FROM macs WHERE mac = ?", (mac,))
-            if told:
-                claim_in(db, owner, machine, [mac], leases, {mac: told})
+        with self.claiming() as leases:
+            leases.give_back(nic.mac)
+            if nic.told:
+                leases.claim(owner, machine, [nic])
 
     def release_mac(self, mac: str) -> None:
         """Gives back a MAC with its leases; not held is fine."""
@@ -199,9 +163,18 @@ class Store:
         with self.change() as db:
             db.execute("DELETE FROM macs WHERE owner = ?", (owner,))
 
-    def leases(self) -> list[Lease]:
-        sql = "SELECT network, address, mac, parent, owner, machine, since FROM leases JOIN macs USING (mac) ORDER BY 2"
-        return [Lease(**dict(row)) for row in self.rows(sql)]
+    def leases(self, network: str | None = None) -> list[Lease]:
+        """All of them, or a network's."""
+        sql = "SELECT leases.*, owner, machine FROM leases JOIN macs USING (mac)"
+        if network is None:
+            rows = self.rows(f"{sql} ORDER BY address")
+        else:
+            rows = self.rows(f"{sql} WHERE leases.network = ? ORDER BY since, address", (network,))
+        return [Lease(**{**dict(row), "served": bool(row["served"])}) for row in rows]
+
+    def holder_of(self, parent: str, address: str) -> str | None:
+        """Name of the machine that holds an address on a parent's LAN."""
+        return self.leases_now.holder(parent, address)
 
     def holder_of_mac(self, mac: str) -> str | None:
         """Name of the machine that holds a MAC."""
@@ -262,58 +235,6 @@ class Store:
             db.execute("DELETE FROM images WHERE name = ? AND version = ?", (name, version))
 
 
-def claim_in(
-    db: sqlite3.Connection,
-    owner: str,
-    machine: str,
-    macs: Iterable[str],
-    leases: Iterable[LeaseClaim],
-    told: Mapping[str, str] = NOTHING_TOLD,
-) -> None:
-    """`Store.claim` inside a transaction that is open already."""
-    since = now()
-    busy = db.execute("SELECT action FROM journal WHERE machine = ? AND uuid <> ?", (machine, owner)).fetchone()
-    if busy:
-        hint = "choose another name; if that macvm was killed, macvm gc clears it"
-        raise Taken(f"{machine} is taken: another macvm has begun to {busy['action']} a machine of that name", hint)
-    for mac in macs:
-        found = db.execute("SELECT machine FROM macs WHERE mac = ?", (mac,)).fetchone()
-        if found:
-            raise Taken(f"MAC {mac} is held by machine {found['machine']}", "leave --mac out, and macvm chooses one")
-        db.execute("INSERT INTO macs VALUES (?, ?, ?, ?)", (mac, owner, machine, told.get(mac, "")))
-    for network, address, mac, parent in leases:
-        sql = "SELECT machine FROM leases JOIN macs USING (mac) WHERE network = ? AND address = ?"
-        found = db.execute(sql, (network, address)).fetchone()
-        if found:
-            raise Taken(f"address {address} is held by machine {found['machine']}", "choose another with --ip")
-        db.execute("INSERT INTO leases VALUES (?, ?, ?, ?, ?)", (network, address, mac, parent, since))
-
-
-def _newer(path: Path, version: int) -> Unable:
-    return Unable(
-        f"the store {path} was written by a newer macvm (schema {version}, this one knows {len(MIGRATIONS)})",
-        "install that macvm again, or name another directory with --state-dir",
-    )
-
-
-def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(MIGRATIONS):
-        raise _newer(path, version)
-    if version == len(MIGRATIONS):
-        return
-    if version:
-        with contextlib.closing(sqlite3.connect(f"{path}.v{version}")) as copy:
-            connection.backup(copy)
-    connection.execute("BEGIN IMMEDIATE")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
-    for number in range(version, len(MIGRATIONS)):
-        for statement in MIGRATIONS[number].split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {number + 1}")
-    connection.execute("COMMIT")
-
-
 def _switch_to_wal(connection: sqlite3.Connection) -> None:
     """For a store that several processes open for the first time at once, SQLite says "busy" without waiting here."""
     deadline = time.monotonic() + 30
@@ -360,7 +281,7 @@ def _open_store(state_dir: Path) -> Store:
             _switch_to_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
-            _migrate(connection, path)
+            migrate(connection, path)
         except BaseException:
             connection.close()
             raise
@@ -396,7 +317,7 @@ def open_for_reading(state_dir: Path) -> Store | None:
                 continue
             if version > len(MIGRATIONS):
                 connection.close()
-                raise _newer(path, version)
+                raise newer(path, version)
             if version < len(MIGRATIONS):
                 # The next command that changes something brings it up to date.
                 connection.close()

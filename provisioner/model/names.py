@@ -12,6 +12,7 @@ INTERFACE_NAME_MAX = 15
 
 SHIM_PREFIX = "mv-"
 DEVICE_PREFIX = "mt-"
+PROBE_PREFIX = "mp-"
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")

@@ -16,26 +16,28 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
 
 class Addressing(NamedTuple):
-    """What a guest is told about one NIC: static addresses, or to ask DHCP, or nothing."""
+    """What a guest is told about one NIC: static addresses, or to ask DHCP, or nothing. With `auto` the static
+    addresses are those that its network gives out."""
 
     static: tuple[Interface, ...] = ()
     dhcp: bool = False
     gateways: tuple[Address, ...] = ()
     dns: tuple[Address, ...] = ()
+    auto: bool = False
 
     @property
     def addresses(self) -> tuple[Address, ...]:
         return tuple(interface.ip for interface in self.static)
 
     def __str__(self) -> str:
-        return ", ".join(map(str, self.static)) or ("dhcp" if self.dhcp else "none")
+        return ", ".join(map(str, self.static)) or ("auto" if self.auto else "dhcp" if self.dhcp else "none")
 
 
 class Nic(NamedTuple):
     """One interface of a machine: `type='direct'` on a parent, or a port on a libvirt network.
 
     `mtu` is in bytes, None for the parent's own. `device` is the host's macvtap, named by macvm from the MAC.
-    `shim` False leaves the host's side alone.
+    `shim` False leaves the host's side alone. `network` is the one of macvm's that mode, parent and addresses are from.
     """
 
     mac: Mac
@@ -46,6 +48,7 @@ class Nic(NamedTuple):
     mtu: int | None = None
     addressing: Addressing = Addressing()
     shim: bool = True
+    network: str = ""
 
     @property
     def direct(self) -> bool:
@@ -66,6 +69,7 @@ class Nic(NamedTuple):
             "model": self.model,
             "mtu": self.mtu,
             "shim": self.shim,
+            "network": self.network,
             "static": [str(interface) for interface in told.static],
             "dhcp": told.dhcp,
             "gateways": [str(gateway) for gateway in told.gateways],
@@ -135,15 +139,22 @@ def parse_address(text: str, what: str = "address") -> Address:
     return address
 
 
-def parse_addressing(words: Iterable[str], gateways: Iterable[str] = (), dns: Iterable[str] = ()) -> Addressing:
-    """`--ip` (any number of times), `--gateway` and `--dns` as one value; no `--ip` at all means DHCP. Raises Usage."""
-    given = [word.strip().lower() for word in words] or ["dhcp"]
+def auto_needs_network() -> Usage:
+    return Usage(
+        "--ip auto needs a network, which has the pool to take an address from",
+        "name one with --network (macvm network create makes it), or give the address: --ip 192.0.2.11/24",
+    )
+
+
+def parse_addressing(
+    words: Iterable[str], gateways: Iterable[str] = (), dns: Iterable[str] = (), *, network: bool = False
+) -> Addressing:
+    """`--ip` (any number of times), `--gateway` and `--dns` as one value; no `--ip` at all means `auto` on a network,
+    and DHCP on a bare parent. Raises Usage."""
+    given = [word.strip().lower() for word in words] or ["auto" if network else "dhcp"]
     alone = [word for word in given if word in ("dhcp", "none", "auto")]
-    if "auto" in alone:
-        raise Usage(
-            "--ip auto needs a network, which has the pool to take an address from",
-            "give the address, such as --ip 192.0.2.11/24, or --ip dhcp",
-        )
+    if "auto" in alone and not network:
+        raise auto_needs_network()
     if alone and len(given) > 1:
         raise Usage(
             f"--ip {alone[0]} and --ip {given[0] if given[0] != alone[0] else given[1]} exclude one another",
@@ -152,7 +163,7 @@ def parse_addressing(words: Iterable[str], gateways: Iterable[str] = (), dns: It
     routers = tuple(parse_address(word, "gateway") for word in gateways)
     servers = tuple(parse_address(word, "DNS server") for word in dns)
     if alone:
-        return Addressing(dhcp=alone[0] == "dhcp", gateways=routers, dns=servers)
+        return Addressing(dhcp=alone[0] == "dhcp", gateways=routers, dns=servers, auto=alone[0] == "auto")
     static = tuple(parse_interface(word) for word in given)
     if len({interface.ip for interface in static}) < len(static):
         raise Usage("the same address is given twice", "give each address once")

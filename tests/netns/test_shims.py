@@ -12,6 +12,7 @@ from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import Taken, Unable
 from provisioner.host import links, netlink
+from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, shim_mac, shim_name
 from tests.netns.conftest import ip
@@ -26,7 +27,7 @@ def route(address: str, mac: str = MAC1, parent: str = "eth0") -> GuestRoute:
 
 
 def hold(context: Context, owner: str, address: str, mac: str, parent: str = "eth0") -> None:
-    context.store.claim(owner, owner, [mac], [(f"parent:{parent}", address, mac, parent)])
+    context.store.claim(owner, owner, [NicClaim(mac, (LeaseClaim(parent, address),))])
 
 
 def sysctl(key: str) -> str:

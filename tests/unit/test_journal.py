@@ -14,19 +14,21 @@ import pytest
 from provisioner.errors import Taken
 from provisioner.host import journal as module
 from provisioner.host.journal import Journal
+from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.host.store import Store, open_store
 
 MAC = "52:54:00:00:00:01"
-LEASE = ("parent:eth0", "192.0.2.11", MAC, "eth0")
+NIC = NicClaim(MAC, (LeaseClaim("eth0", "192.0.2.11"),))
 
 BEGIN = """
 import sys, time
 from pathlib import Path
 from provisioner.host.journal import Journal
+from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.host.store import open_store
 journal = Journal(open_store(Path(sys.argv[1])), lambda _: None)
 mac = sys.argv[2]
-work = journal.begin("create", "web1", "uuid1", {"a": 1}, [mac], [("parent:eth0", "192.0.2.11", mac, "eth0")])
+work = journal.begin("create", "web1", "uuid1", {"a": 1}, [NicClaim(mac, (LeaseClaim("eth0", "192.0.2.11"),))])
 with work.step("disk"):
     pass
 with work.step("define"):
@@ -98,16 +100,16 @@ def test_names_macs_and_addresses_of_unfinished_work_are_taken(
     with pytest.raises(Taken, match="web1 is taken: another macvm has begun to create"):
         journal.begin("create", "web1", "uuid2", {})
     with pytest.raises(Taken, match=f"MAC {MAC} is held by machine web1"):
-        journal.begin("create", "web2", "uuid2", {}, [MAC])
+        journal.begin("create", "web2", "uuid2", {}, [NicClaim(MAC)])
     with pytest.raises(Taken, match=r"address 192\.0\.2\.11 is held by machine web1"):
-        journal.begin("create", "web2", "uuid2", {}, ["52:54:00:00:00:02"], [(*LEASE[:2], "52:54:00:00:00:02", "eth0")])
+        journal.begin("create", "web2", "uuid2", {}, [NIC._replace(mac="52:54:00:00:00:02")])
     assert [row.uuid for row in journal.unfinished()] == ["uuid1"]
     assert store.machines() == {"uuid1": "web1"}
 
 
 def test_claims_and_row_come_together_or_not_at_all(journal: Journal, store: Store) -> None:
     with pytest.raises(TypeError):
-        journal.begin("create", "web1", "uuid1", {"no json": object()}, [MAC], [LEASE])
+        journal.begin("create", "web1", "uuid1", {"no json": object()}, [NIC])
     assert (store.machines(), store.leases(), journal.unfinished()) == ({}, [], [])
 
 

@@ -16,24 +16,18 @@ from pathlib import Path
 import pytest
 
 from provisioner.errors import MacvmError, Taken, Unable
+from provisioner.host import schema
 from provisioner.host import store as module
-from provisioner.host.store import (
-    DATABASE,
-    MIGRATIONS,
-    Store,
-    StoredImage,
-    StoreFailed,
-    claim_in,
-    open_for_reading,
-    open_store,
-)
+from provisioner.host.leases import LeaseClaim, NicClaim
+from provisioner.host.schema import MIGRATIONS
+from provisioner.host.store import DATABASE, Store, StoredImage, StoreFailed, open_for_reading, open_store
 
 MAC1, MAC2 = "52:54:00:00:00:01", "52:54:00:00:00:02"
 NOBODY = 65534
 
 
-def lease(address: str, mac: str = MAC1) -> tuple[str, str, str, str]:
-    return ("parent:eth0", address, mac, "eth0")
+def nic(mac: str, *addresses: str, parent: str = "eth0") -> NicClaim:
+    return NicClaim(mac, tuple(LeaseClaim(parent, address) for address in addresses))
 
 
 @pytest.fixture
@@ -83,35 +77,29 @@ def public(as_root: None) -> Iterator[Path]:
 
 
 def test_claims_are_all_or_nothing_and_taken_names_the_holder(store: Store) -> None:
-    store.claim("uuid1", "web1", [MAC1], [lease("192.0.2.11"), lease("2001:db8::11")])
+    store.claim("uuid1", "web1", [nic(MAC1, "192.0.2.11", "2001:db8::11")])
     with pytest.raises(Taken, match=r"192\.0\.2\.11 is held by machine web1"):
-        store.claim("uuid2", "web2", [MAC2], [lease("192.0.2.12", MAC2), lease("192.0.2.11", MAC2)])
+        store.claim("uuid2", "web2", [nic(MAC2, "192.0.2.12", "192.0.2.11")])
     assert store.holder_of_mac(MAC2) is None
     assert {found.address for found in store.leases()} == {"192.0.2.11", "2001:db8::11"}
     with pytest.raises(Taken, match=f"{MAC1} is held by machine web1"):
-        store.claim("uuid2", "web2", [MAC2, MAC1], [])
+        store.claim("uuid2", "web2", [nic(MAC2), nic(MAC1)])
     assert store.machines() == {"uuid1": "web1"}
 
 
-def test_the_same_address_may_be_held_on_another_network(store: Store) -> None:
-    store.claim("uuid1", "web1", [MAC1], [lease("192.0.2.11")])
-    store.claim("uuid2", "web2", [MAC2], [("parent:eth1", "192.0.2.11", MAC2, "eth1")])
+def test_the_same_address_may_be_held_on_another_lan(store: Store) -> None:
+    store.claim("uuid1", "web1", [nic(MAC1, "192.0.2.11")])
+    store.claim("uuid2", "web2", [nic(MAC2, "192.0.2.11", parent="eth1")])
     assert [found.machine for found in store.leases()] == ["web1", "web2"]
 
 
 def test_released_claims_can_be_taken_again(store: Store) -> None:
-    store.claim("uuid1", "web1", [MAC1], [lease("192.0.2.11")])
+    store.claim("uuid1", "web1", [nic(MAC1, "192.0.2.11")])
     store.release("uuid1")
     store.release("uuid1")
     assert (store.leases(), store.machines()) == ([], {})
-    store.claim("uuid2", "web2", [MAC1], [lease("192.0.2.11")])
+    store.claim("uuid2", "web2", [nic(MAC1, "192.0.2.11")])
     assert store.leases()[0].owner == "uuid2"
-
-
-def test_a_lease_needs_a_mac_that_is_claimed(store: Store) -> None:
-    with pytest.raises(StoreFailed):
-        store.claim("uuid1", "web1", [], [lease("192.0.2.11")])
-    assert store.leases() == []
 
 
 def test_a_file_belongs_to_one_machine(store: Store) -> None:
@@ -138,14 +126,14 @@ def test_an_image_replaces_the_one_of_its_name_and_version(store: Store) -> None
 
 def test_a_block_that_raises_changes_nothing(store: Store) -> None:
     def begin_and_stop() -> None:
-        with store.change() as db:
-            claim_in(db, "uuid1", "web1", [MAC1], [lease("192.0.2.11")])
+        with store.claiming() as leases:
+            leases.claim("uuid1", "web1", [nic(MAC1, "192.0.2.11")])
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         begin_and_stop()
     assert store.machines() == {}
-    store.claim("uuid1", "web1", [MAC1], [])
+    store.claim("uuid1", "web1", [nic(MAC1)])
 
 
 # races and kills
@@ -154,6 +142,7 @@ CLAIM = """
 import sys
 from pathlib import Path
 from provisioner.errors import Taken
+from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.host.store import open_store
 folder, number, addresses = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 print("ready", flush=True)
@@ -162,7 +151,7 @@ store = open_store(folder)
 for last in range(addresses):
     mac = f"52:54:00:00:{number:02x}:{last:02x}"
     try:
-        store.claim(f"u{number}-{last}", f"m{number}", [mac], [("net", f"192.0.2.{last}", mac, "eth0")])
+        store.claim(f"u{number}-{last}", f"m{number}", [NicClaim(mac, (LeaseClaim("eth0", f"192.0.2.{last}"),))])
     except Taken:
         continue
     print(last, flush=True)
@@ -188,11 +177,13 @@ def test_of_eight_processes_racing_exactly_one_gets_each_address(tmp_path: Path,
 FOREVER = """
 import itertools, sys
 from pathlib import Path
+from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.host.store import open_store
 store = open_store(Path(sys.argv[1]))
 for number in itertools.count():
     mac = f"{number:012x}"
-    store.claim(f"u{number}", "m", [mac], [("n", str(number), mac, "e"), ("n", f"{number}+", mac, "e")])
+    leases = (LeaseClaim("e", str(number)), LeaseClaim("e", f"{number}+"))
+    store.claim(f"u{number}", "m", [NicClaim(mac, leases)])
     print(number, flush=True)
 """
 
@@ -242,7 +233,7 @@ def test_a_file_that_is_no_store_is_a_clear_error(tmp_path: Path, content: bytes
 def test_a_store_with_a_damaged_page_is_a_clear_error(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     for number in range(500):
-        store.claim(f"u{number}", "m", [f"{number:012x}"], [])
+        store.claim(f"u{number}", "m", [NicClaim(f"{number:012x}")])
     store.rows("PRAGMA wal_checkpoint(TRUNCATE)")
     store.close()
     path = tmp_path / DATABASE
@@ -258,12 +249,13 @@ import sys
 from pathlib import Path
 from provisioner.errors import MacvmError
 from provisioner.host.journal import Journal
+from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.host.store import open_store
 folder = Path(sys.argv[1])
 store = open_store(folder)
 try:
     for number in range(100_000):
-        store.claim(f"u{number}", "m" * 200, [f"{number:012x}"], [])
+        store.claim(f"u{number}", "m" * 200, [NicClaim(f"{number:012x}")])
 except MacvmError as error:
     print(type(error).__name__, error.message, "|", error.hint)
 (folder / "ballast").write_bytes(b"") if not (folder / "ballast").exists() else None
@@ -274,7 +266,7 @@ except OSError:
     pass
 (folder / "macvm.lock").unlink(missing_ok=True)
 try:
-    Journal(store, lambda _: None).begin("create", "web1", "uuid", {})
+    Journal(store, lambda _: None).begin("create", "web1", "uuid", {"long": "x" * 100_000})
 except MacvmError as error:
     print(type(error).__name__, error.message, "|", error.hint)
 assert store.rows("PRAGMA integrity_check")[0][0] == "ok"
@@ -284,7 +276,7 @@ print("sound")
 
 
 def test_a_full_disk_is_a_clear_error_and_the_store_stays_readable(tmp_path: Path, as_root: None) -> None:
-    code = f'mount -t tmpfs -o size=384k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+    code = f'mount -t tmpfs -o size=768k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
     argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", code, FILL]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     first, second, last = done.stdout.splitlines() or ["", "", done.stderr]
@@ -335,9 +327,9 @@ def test_the_file_system_is_the_one_of_the_longest_mount_point(monkeypatch: pyte
 def test_the_store_is_copied_before_its_schema_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = len(MIGRATIONS)
     store = open_store(tmp_path)
-    store.claim("uuid1", "web1", [MAC1], [lease("192.0.2.11")])
+    store.claim("uuid1", "web1", [nic(MAC1, "192.0.2.11")])
     store.close()
-    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, "ALTER TABLE macs ADD COLUMN note TEXT"))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, "ALTER TABLE macs ADD COLUMN note TEXT"))
     store = open_store(tmp_path)
     assert store.rows("SELECT note, machine FROM macs")[0]["machine"] == "web1"
     store.close()
@@ -348,7 +340,7 @@ def test_the_store_is_copied_before_its_schema_changes(tmp_path: Path, monkeypat
 
 def test_a_schema_change_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(tmp_path).close()
-    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE half (x); CREATE TABLE macs (x)"))
+    monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, "CREATE TABLE half (x); CREATE TABLE macs (x)"))
     with pytest.raises(StoreFailed):
         open_store(tmp_path)
     monkeypatch.undo()
@@ -377,7 +369,7 @@ def test_any_user_may_look(public: Path, writer_lives: bool) -> None:
         store = open_store(public)
     finally:
         os.umask(umask)
-    store.claim("uuid1", "web1", [MAC1], [lease("192.0.2.11")])
+    store.claim("uuid1", "web1", [nic(MAC1, "192.0.2.11")])
     if not writer_lives:
         store.close()
     assert Path(f"{public / DATABASE}-wal").exists() == writer_lives
@@ -393,7 +385,7 @@ def test_a_look_cannot_change(tmp_path: Path, store: Store) -> None:
     looking = open_for_reading(tmp_path)
     assert looking
     with pytest.raises(Unable):
-        looking.claim("uuid1", "web1", [MAC1], [])
+        looking.claim("uuid1", "web1", [nic(MAC1)])
     looking.close()
 
 
@@ -402,7 +394,7 @@ def test_a_page_limit_is_no_space(store: Store) -> None:
 
     def fill() -> None:
         for number in range(5000):
-            store.claim(f"u{number}", "m" * 500, [f"{number:012x}"], [])
+            store.claim(f"u{number}", "m" * 500, [NicClaim(f"{number:012x}")])
 
     with pytest.raises(StoreFailed, match="no space left"):
         fill()

@@ -1,0 +1,191 @@
+"""The addresses of NICs on a network: picked from its pools, or checked against them, and claimed in the store."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from provisioner.actions import shims
+from provisioner.context import Context
+from provisioner.errors import Taken, Usage
+from provisioner.host import netlink, system
+from provisioner.host.leases import LeaseClaim, Leases, NicClaim
+from provisioner.model.ipam import Pick, Pool, pool_of
+from provisioner.model.network import Network, Subnet
+from provisioner.model.nic import Address, Addressing, Interface, Nic
+
+
+class Segment(NamedTuple):
+    """A network, and what of the host as it stands bears on it: `reserved` are addresses that the host itself or one of
+    its routers has; `gateways` and `dns` serve guests in the host's own `subnets` where the network names none."""
+
+    network: Network
+    reserved: frozenset[Address] = frozenset()
+    subnets: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    gateways: tuple[Address, ...] = ()
+    dns: tuple[Address, ...] = ()
+
+    def pool(self, subnet: Subnet) -> Pool:
+        return pool_of(subnet, self.network.never_given() | self.reserved)
+
+
+def look_at(context: Context, name: str) -> Segment:
+    """Raises NotFound."""
+    return segment_of(get_network(context, name))
+
+
+def get_network(context: Context, name: str) -> Network:
+    """Raises NotFound."""
+    from provisioner.host.networks import no_network
+
+    store = context.reading_store
+    if store is None:
+        raise no_network(name, [])
+    return store.networks.get(name)
+
+
+def segment_of(network: Network) -> Segment:
+    """The host's addresses count wherever they are: to a guest that had one, the host would answer itself."""
+    parent = netlink.find_link(network.parent)
+    everywhere = netlink.all_addresses()
+    own = [interface for index, interface in everywhere if parent and index == parent.index]
+    routes = [route for route in netlink.routes() if route.gateway]
+    here = [route for route in routes if parent and route.device == parent.index and route.destination.prefixlen == 0]
+    return Segment(
+        network,
+        reserved=frozenset({interface.ip for _, interface in everywhere} | {r.gateway for r in routes if r.gateway}),
+        subnets=tuple(interface.network for interface in own),
+        gateways=tuple(route.gateway for route in here if route.gateway),
+        dns=system.name_servers() if own else (),
+    )
+
+
+def told_on(segment: Segment, asked: Addressing) -> Addressing:
+    """A NIC's given addresses with length, gateways and name servers of its network. Raises Usage, Taken."""
+    static = tuple(_checked(segment, interface) for interface in asked.static)
+    return _complete(segment, asked._replace(static=static))
+
+
+def _complete(segment: Segment, asked: Addressing) -> Addressing:
+    gateways, dns = asked.gateways, asked.dns or segment.network.dns
+    if not asked.gateways:
+        found = (_gateway(segment, interface) for interface in asked.static)
+        by_family = {gateway.version: gateway for gateway in found if gateway}
+        gateways = tuple(by_family[version] for version in sorted(by_family))
+    if not dns and any(_is_own(segment, interface) for interface in asked.static):
+        dns = segment.dns
+    return asked._replace(gateways=gateways, dns=dns)
+
+
+def _is_own(segment: Segment, interface: Interface) -> bool:
+    return any(interface.version == own.version and interface.ip in own for own in segment.subnets)
+
+
+def _gateway(segment: Segment, interface: Interface) -> Address | None:
+    subnet = segment.network.subnet_of(interface.ip)
+    if subnet is None or subnet.gateway or not _is_own(segment, interface):
+        return subnet.gateway if subnet else None
+    return next((gateway for gateway in segment.gateways if gateway.version == interface.version), None)
+
+
+def _checked(segment: Segment, interface: Interface) -> Interface:
+    """A given address against the pool: in a subnet, in its range, and kept for nobody."""
+    network, address = segment.network, interface.ip
+    subnet = network.subnet_of(address)
+    if subnet is None:
+        there = ", ".join(str(one.subnet) for one in network.subnets)
+        raise Usage(f"{address} is in no subnet of the network {network.name} ({there})", "choose another with --ip")
+    given = interface.network.prefixlen
+    if given not in (interface.max_prefixlen, subnet.subnet.prefixlen):
+        raise Usage(
+            f"{interface} does not fit {subnet.subnet} of {network.name}", f"leave the length out: --ip {address}"
+        )
+    kept = network.reserved_name(address)
+    if kept:
+        raise Taken(f"{address} is kept for {kept} in the network {network.name}", "choose another, or --ip auto")
+    if address not in subnet.given_out:
+        raise Usage(
+            f"{address} is outside the range {subnet.given_out} of the network {network.name}", "choose one inside it"
+        )
+    if address in segment.reserved:
+        raise Taken(f"{address} is this host's own, or its router's", "choose another, or --ip auto")
+    if address not in segment.pool(subnet):
+        raise Usage(
+            f"{address} is an address of {subnet.subnet} that no guest may have", "choose another, or --ip auto"
+        )
+    return ipaddress.ip_interface((address, subnet.subnet.prefixlen))
+
+
+def predict(context: Context, nic: Nic, segment: Segment, planned: Iterable[Nic]) -> Nic:
+    """The NIC with the addresses that it would get now; nothing is claimed. Raises Taken where a pool is exhausted."""
+    if not nic.addressing.auto or context.reading_store is None:
+        return nic
+    avoid = {address for other in planned for address in other.addressing.addresses}
+    return _assigned(context.reading_store.leases_now, nic, segment, avoid)[0]
+
+
+def claim(
+    leases: Leases,
+    owner: str,
+    machine: str,
+    nics: Sequence[Nic],
+    segments: Mapping[str, Segment],
+    avoid: Collection[Address] = (),
+) -> tuple[Nic, ...]:
+    """Claims NICs for a machine in an open transaction; those whose addresses their network gives out get them now.
+
+    Raises Taken for what another holds, and where a pool is exhausted.
+    """
+    claimed = []
+    for nic in nics:
+        settled = nic
+        if nic.addressing.auto:
+            settled, picks = _assigned(leases, nic, segments[nic.network], avoid)
+            for subnet, picked in picks:
+                leases.advance(nic.network, subnet, picked)
+        leases.claim(owner, machine, [claim_of(settled)])
+        claimed.append(settled)
+    return tuple(claimed)
+
+
+def _assigned(
+    leases: Leases, nic: Nic, segment: Segment, avoid: Collection[Address]
+) -> tuple[Nic, list[tuple[str, Pick]]]:
+    """One address of each family, from the first subnet with room."""
+    network, static, picks = segment.network, [], []
+    for version in (4, 6):
+        subnets = [one for one in network.subnets if one.subnet.version == version]
+        for one in subnets:
+            text = str(one.subnet)
+            picked = leases.pick(network.name, nic.parent, text, segment.pool(one), avoid)
+            if picked:
+                static.append(ipaddress.ip_interface((picked.address, one.subnet.prefixlen)))
+                picks.append((text, picked))
+                break
+        else:
+            if subnets:
+                raise _exhausted(leases, segment, subnets)
+    told = _complete(segment, nic.addressing._replace(static=tuple(static), gateways=(), dns=()))
+    # What the user said beside `auto` stands.
+    told = told._replace(gateways=nic.addressing.gateways or told.gateways, dns=nic.addressing.dns or told.dns)
+    return nic._replace(addressing=told), picks
+
+
+def _exhausted(leases: Leases, segment: Segment, subnets: Sequence[Subnet]) -> Taken:
+    name = segment.network.name
+    pools = " and ".join(f"{segment.pool(one).size} addresses in {one.given_out}" for one in subnets)
+    holders = sorted({holder for one in subnets for holder in leases.holders(name, str(one.subnet), limit=9)})
+    shown = ", ".join(holders[:8]) + (" and others" if len(holders) > 8 else "")
+    said = f", held by {shown}" if holders else ""
+    return Taken(
+        f"the pool of the network {name} is exhausted: {pools}{said}",
+        f"delete one of them, or make a network with more room; all holders: macvm network show {name}",
+    )
+
+
+def claim_of(nic: Nic) -> NicClaim:
+    """All that the store is to hold for a NIC: its MAC, and a lease for each static address."""
+    addresses = nic.addressing.addresses if nic.direct else ()
+    held = tuple(LeaseClaim(nic.parent, str(address), shims.is_served(nic)) for address in addresses)
+    return NicClaim(nic.mac, held, nic.to_json(), nic.network)

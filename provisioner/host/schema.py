@@ -1,0 +1,107 @@
+"""The tables of the store, and how an older store becomes a newer one."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+from provisioner.errors import Unable
+
+#: Each entry leads from one schema version (its place in the list) to the next. Entries are only ever added.
+MIGRATIONS = (
+    """
+    CREATE TABLE macs (
+      mac TEXT PRIMARY KEY, owner TEXT NOT NULL, machine TEXT NOT NULL, told TEXT NOT NULL) STRICT;
+    CREATE TABLE leases (
+      network TEXT NOT NULL, address TEXT NOT NULL, mac TEXT NOT NULL REFERENCES macs ON DELETE CASCADE,
+      parent TEXT NOT NULL, since TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
+    CREATE TABLE files (
+      path TEXT PRIMARY KEY, owner TEXT NOT NULL) STRICT;
+    CREATE TABLE remembered (
+      key TEXT PRIMARY KEY, was TEXT NOT NULL, owner TEXT NOT NULL) STRICT;
+    CREATE TABLE images (
+      name TEXT NOT NULL, version TEXT NOT NULL, digest TEXT NOT NULL, login TEXT NOT NULL, kernel TEXT NOT NULL,
+      initrd TEXT NOT NULL, size INTEGER NOT NULL, virtual_size INTEGER NOT NULL, stamp TEXT NOT NULL,
+      added TEXT NOT NULL, PRIMARY KEY (name, version)) STRICT;
+    CREATE TABLE journal (
+      id INTEGER PRIMARY KEY AUTOINCREMENT, action TEXT NOT NULL, machine TEXT NOT NULL, uuid TEXT NOT NULL,
+      facts TEXT NOT NULL, began TEXT NOT NULL, boot TEXT NOT NULL, clock REAL NOT NULL,
+      looked REAL, daemon TEXT NOT NULL DEFAULT '') STRICT;
+    CREATE TABLE steps (
+      journal INTEGER NOT NULL REFERENCES journal ON DELETE CASCADE, step TEXT NOT NULL, state TEXT NOT NULL,
+      PRIMARY KEY (journal, step)) STRICT;
+    """,
+    # An address belongs to one LAN, which the parent stands for: a bare parent and the networks on it share a key.
+    # `released` are addresses that were given back, in that order; what was given last waits longest.
+    """
+    CREATE TABLE networks (
+      name TEXT PRIMARY KEY, parent TEXT NOT NULL, facts TEXT NOT NULL, since TEXT NOT NULL) STRICT;
+    CREATE TABLE pools (
+      network TEXT NOT NULL REFERENCES networks ON DELETE CASCADE, subnet TEXT NOT NULL, next TEXT,
+      PRIMARY KEY (network, subnet)) STRICT;
+    CREATE TABLE released (
+      turn INTEGER PRIMARY KEY AUTOINCREMENT, network TEXT NOT NULL, subnet TEXT NOT NULL, address TEXT NOT NULL,
+      UNIQUE (network, address),
+      FOREIGN KEY (network, subnet) REFERENCES pools ON DELETE CASCADE) STRICT;
+    CREATE INDEX released_by_turn ON released (network, subnet, turn);
+    CREATE TABLE conflicts (
+      network TEXT NOT NULL REFERENCES networks ON DELETE CASCADE, address TEXT NOT NULL, mac TEXT NOT NULL,
+      seen TEXT NOT NULL, PRIMARY KEY (network, address)) STRICT;
+    CREATE TABLE endpoints (
+      name TEXT PRIMARY KEY, facts TEXT NOT NULL, since TEXT NOT NULL) STRICT;
+    ALTER TABLE macs ADD COLUMN network TEXT REFERENCES networks;
+    ALTER TABLE leases RENAME TO old_leases;
+    CREATE TABLE leases (
+      parent TEXT NOT NULL, address TEXT NOT NULL, mac TEXT NOT NULL REFERENCES macs ON DELETE CASCADE,
+      network TEXT NOT NULL, subnet TEXT NOT NULL, served INTEGER NOT NULL, since TEXT NOT NULL,
+      PRIMARY KEY (parent, address)) STRICT;
+    CREATE INDEX leases_by_mac ON leases (mac);
+    CREATE INDEX leases_by_network ON leases (network, subnet);
+    CREATE INDEX macs_by_owner ON macs (owner);
+    CREATE INDEX macs_by_network ON macs (network);
+    INSERT INTO leases SELECT substr(network, 8), address, mac, '', '', parent <> '', since FROM old_leases;
+    DROP TABLE old_leases;
+    CREATE TRIGGER lease_released AFTER DELETE ON leases WHEN OLD.subnet <> '' BEGIN
+      INSERT OR REPLACE INTO released (network, subnet, address) VALUES (OLD.network, OLD.subnet, OLD.address);
+    END;
+    """,
+)
+
+
+def newer(path: Path, version: int) -> Unable:
+    """The error for a store of a later macvm's."""
+    return Unable(
+        f"the store {path} was written by a newer macvm (schema {version}, this one knows {len(MIGRATIONS)})",
+        "install that macvm again, or name another directory with --state-dir",
+    )
+
+
+def _statements(script: str) -> Iterator[str]:
+    """A trigger's body has semicolons of its own."""
+    statement = ""
+    for part in script.split(";"):
+        statement += part + ";"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""
+
+
+def migrate(connection: sqlite3.Connection, path: Path) -> None:
+    """Brings a store up to date, all of it or not at all; a copy of the old one stays beside it. Raises Unable."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > len(MIGRATIONS):
+        raise newer(path, version)
+    if version == len(MIGRATIONS):
+        return
+    if version:
+        with contextlib.closing(sqlite3.connect(f"{path}.v{version}")) as copy:
+            connection.backup(copy)
+    connection.execute("BEGIN IMMEDIATE")
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    for number in range(version, len(MIGRATIONS)):
+        for statement in _statements(MIGRATIONS[number]):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {number + 1}")
+    connection.execute("COMMIT")
