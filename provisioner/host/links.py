@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from provisioner.errors import MacvmError, NotFound, Taken, Unable
 from provisioner.host import netlink
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
-from provisioner.model.nic import Address
+from provisioner.model.nic import Address, Interface
 
 #: `ifalias` of what macvm made begins with it.
 MARK = "macvm:"
@@ -26,12 +27,16 @@ MARK = "macvm:"
 PROTOCOL = 109
 
 # linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h, linux/if.h, linux/netlink.h
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWROUTE, _RTM_DELROUTE, _RTM_NEWNEIGH, _RTM_DELNEIGH = 16, 17, 24, 25, 28, 29
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK, _IFLA_LINKINFO, _IFLA_IFALIAS = 1, 3, 4, 5, 18, 20
-_INFO_KIND, _INFO_DATA, _MACVLAN_MODE = 1, 2, 1
-_RTA_DST, _RTA_OIF, _RTA_PREFSRC, _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 4, 7, 1, 2, 12
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 20, 24, 25
+_RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
+_IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 18, 20, 28
+_INFO_KIND, _INFO_DATA = 1, 2
+_MACVLAN_MODE, _MACVLAN_MACADDR_MODE, _MACVLAN_MACADDR, _MACVLAN_MACADDR_DATA, _MACADDR_SET = 1, 3, 4, 5, 3
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 4, 5, 7, 1, 2, 12
 _REPLACE, _EXCLUSIVE, _CREATE = 0x100, 0x200, 0x400
-_SCOPE_LINK, _SCOPE_NOWHERE = 253, 255
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _PERMANENT, _PROXY = 0x80, 0x08
 _UP, _ALLMULTI = 0x1, 0x200
 
@@ -40,16 +45,22 @@ class LinkFailed(MacvmError):
     """The kernel refused a change."""
 
 
+#: What an errno means for one change, where that differs from `_refusals`.
+_Special = Mapping[int, Callable[[], MacvmError]]
+
+
 @contextlib.contextmanager
-def _refusals(doing: str) -> Iterator[None]:
+def _refusals(doing: str, special: _Special | None = None) -> Iterator[None]:
     """The kernel's errors as ours."""
     try:
         yield
     except OSError as error:
         number = error.errno or 0
         reason = f"the kernel refused to {doing}: {errno.errorcode.get(number, str(error))}"
+        if special and number in special:
+            raise special[number]() from error
         if number == errno.EEXIST:
-            raise Taken(f"{reason}: it exists already", "`ip route` and `ip link` show it") from error
+            raise _exists(doing) from error
         if number == errno.EADDRINUSE:
             raise Taken(f"{reason}: another link on the parent has this MAC", "`ip -d link` shows it") from error
         if number in (errno.EPERM, errno.EACCES):
@@ -59,8 +70,13 @@ def _refusals(doing: str) -> Iterator[None]:
         raise LinkFailed(reason, "`dmesg | tail` may say more") from error
 
 
+def _exists(doing: str) -> MacvmError:
+    reason = f"the kernel refused to {doing}: EEXIST: it exists already"
+    return Taken(reason, "`ip route`, `ip address` and `ip link` show it")
+
+
 @contextlib.contextmanager
-def _pyroute2(doing: str) -> Iterator[Any]:
+def _pyroute2(doing: str, special: _Special | None = None) -> Iterator[Any]:
     """A short-lived channel of pyroute2's, for what is done rarely.
 
     What `create` and `nic attach` need goes through `netlink.request`: they do without 95 ms of import.
@@ -68,7 +84,7 @@ def _pyroute2(doing: str) -> Iterator[Any]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
-    with _refusals(doing):
+    with _refusals(doing, special):
         try:
             with IPRoute() as channel:
                 yield channel
@@ -81,20 +97,112 @@ def kernel_mode(mode: MacvtapMode) -> str:
     return "passthru" if mode is MacvtapMode.PASSTHROUGH else mode.value
 
 
-def add_macvlan(name: str, parent: Link, mac: str, alias: str) -> Link:
-    """A macvlan in bridge mode, marked and still down. Raises Taken where the name exists."""
-    data = netlink.nested([(_MACVLAN_MODE, struct.pack("I", 4))])
-    kind = netlink.nested([(_INFO_KIND, b"macvlan"), (_INFO_DATA | netlink.NESTED, data)])
+def _mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def add_macvlan(
+    name: str, parent: Link, mac: str, alias: str, mode: str = "bridge", sources: Sequence[str] = ()
+) -> Link:
+    """A macvlan, marked and still down.
+
+    `mode` is a word of `netlink.MACVLAN_MODES`; `sources` are the MACs that one in mode source takes frames from. One
+    in passthrough has its parent's MAC, whatever is asked for (macvlan_common_newlink).
+
+    Raises Taken where the name exists or the parent carries ipvlans.
+    """
+    numbers = {word: number for number, word in netlink.MACVLAN_MODES.items()}
+    data = [(_MACVLAN_MODE, struct.pack("I", numbers[mode]))]
+    if mode == "source":
+        listed = netlink.nested((_MACVLAN_MACADDR, _mac_bytes(source)) for source in sources)
+        data += [
+            (_MACVLAN_MACADDR_MODE, struct.pack("I", _MACADDR_SET)),
+            (_MACVLAN_MACADDR_DATA | netlink.NESTED, listed),
+        ]
+    kind = netlink.nested([(_INFO_KIND, b"macvlan"), (_INFO_DATA | netlink.NESTED, netlink.nested(data))])
     attributes = {
-        _IFLA_IFNAME: name.encode() + b"\0",
+        _IFLA_IFNAME: _name_bytes(name),
         _IFLA_LINK: struct.pack("I", parent.index),
         # The MAC goes into the message that makes the link: udev must not see one to change.
-        _IFLA_ADDRESS: bytes.fromhex(mac.replace(":", "")),
+        _IFLA_ADDRESS: _mac_bytes(mac),
         _IFLA_LINKINFO | netlink.NESTED: kind,
     }
-    with _refusals(f"make the macvlan {name} on {parent.name}"):
+    doing = f"make the macvlan {name} on {parent.name}"
+    special = {errno.EBUSY: lambda: _occupied(parent), errno.EOPNOTSUPP: lambda: _no_kind(doing, "macvlan")}
+    with _refusals(doing, special):
         netlink.request(_RTM_NEWLINK, _CREATE | _EXCLUSIVE, _link_header(0), attributes)
     return _marked(name, alias)
+
+
+def add_vlan(name: str, parent: Link, vid: int, alias: str) -> Link:
+    """The link of an 802.1Q VLAN, marked and still down.
+
+    Raises Taken where the name exists or the parent has a link for this VLAN, Unable where the kernel has no VLANs or
+    the parent carries none.
+    """
+    doing = f"make the VLAN link {name} on {parent.name}"
+
+    def taken() -> MacvmError:
+        other = find_vlan(parent, vid)
+        if other is None:
+            return _exists(doing)
+        return Taken(f"VLAN {vid} of {parent.name} has a link already: {other.name}", f"use it: --parent {other.name}")
+
+    def unsupported() -> MacvmError:
+        if Path("/proc/thread-self/net/vlan").exists():  # the module is there: it is the parent (VLAN_CHALLENGED)
+            return Unable(f"{parent.name} carries no VLANs", "choose an Ethernet link")
+        return _no_kind(doing, "8021q")
+
+    with _pyroute2(doing, {errno.EEXIST: taken, errno.EOPNOTSUPP: unsupported}) as ip:
+        ip.link("add", ifname=name, kind="vlan", link=parent.index, vlan_id=vid)
+    return _marked(name, alias)
+
+
+def find_vlan(parent: Link, vid: int) -> Link | None:
+    """The one link that the kernel allows a VLAN to have on a parent, whatever its name and whoever made it."""
+    there = (link for link in netlink.links() if link.lower == parent.index)
+    return next((link for link in there if link.vlan == vid), None)
+
+
+def add_ipvlan(name: str, parent: Link, mode: str, alias: str) -> Link:
+    """An ipvlan, marked and still down; its MAC is its parent's. `mode` is `l2` or `l3`.
+
+    Raises Taken where the name exists, or the parent carries macvlans or ipvlans of another mode, Unable where the
+    kernel has no ipvlan.
+    """
+    # All ipvlans of a parent have one mode, and a new one changes it for all, unasked (ipvlan_link_new). Those that
+    # were moved into other namespaces cannot be seen from here.
+    for other in netlink.links():
+        if other.lower == parent.index and other.kind in ("ipvlan", "ipvtap") and other.mode != mode:
+            reason = f"{parent.name} carries {other.name} in mode {other.mode}, and {name} would change it to {mode}"
+            raise Taken(reason, f"all ipvlans of one parent have one mode: use {other.mode}, or another parent")
+    numbers = {word: number for number, word in netlink.IPVLAN_MODES.items()}
+    doing = f"make the ipvlan {name} on {parent.name}"
+    special = {errno.EBUSY: lambda: _occupied(parent), errno.EOPNOTSUPP: lambda: _no_kind(doing, "ipvlan")}
+    with _pyroute2(doing, special) as ip:
+        ip.link("add", ifname=name, kind="ipvlan", link=parent.index, ipvlan_mode=numbers[mode])
+    return _marked(name, alias)
+
+
+def _occupied(parent: Link) -> MacvmError:
+    """A link's frames have one taker (its rx_handler): macvlans, or ipvlans, or the bridge or bond it is a port of."""
+    everyone = netlink.links()
+    master = next((link.name for link in everyone if link.index == parent.enslaved_to), None)
+    if master:
+        return Taken(f"{parent.name} is a port of {master}, which takes all its frames", f"use {master}")
+    holders = [f"{link.name} ({link.kind})" for link in everyone if link.lower == parent.index and link.mode]
+    return Taken(
+        f"{parent.name} is in use by {', '.join(holders) or 'links in another network namespace'}",
+        "a link carries macvlans and macvtaps, or ipvlans, never both: choose another parent",
+    )
+
+
+def _no_kind(doing: str, module: str) -> MacvmError:
+    return Unable(f"this kernel cannot {doing}: it has no {module}", f"modprobe {module}")
+
+
+def _name_bytes(name: str) -> bytes:
+    return name.encode() + b"\0"
 
 
 def _marked(name: str, alias: str) -> Link:
@@ -111,7 +219,95 @@ def _marked(name: str, alias: str) -> Link:
 
 
 def set_up(link: Link) -> None:
-    _set_link(link.index, f"bring {link.name} up", flags=_UP)
+    """Raises Unable where the link below is down, without which a VLAN link cannot be up."""
+    below = Unable(f"{link.name} cannot be brought up: the link it sits on is down", "ip link set dev PARENT up")
+    with _refusals(f"bring {link.name} up", {errno.ENETDOWN: lambda: below}):
+        netlink.request(_RTM_NEWLINK, 0, _link_header(link.index, _UP), {})
+
+
+def set_down(link: Link) -> None:
+    """A link that is down loses its routes and its static IPv6 addresses."""
+    with _refusals(f"bring {link.name} down"):
+        netlink.request(_RTM_NEWLINK, 0, _link_header(link.index, off=_UP), {})
+
+
+def set_mtu(link: Link, mtu: int) -> None:
+    """Raises Unable for an MTU that the link cannot have: a macvlan's is at most its parent's."""
+    special = {errno.EINVAL: lambda: Unable(f"{link.name} cannot have MTU {mtu}", "at most its parent's")}
+    with _refusals(f"set the MTU of {link.name}", special):
+        netlink.request(_RTM_NEWLINK, 0, _link_header(link.index), {_IFLA_MTU: struct.pack("I", mtu)})
+
+
+def move(link: Link, fd: int, new_name: str) -> Link:
+    """Moves a link into another network namespace, as a link that is there, down and without addresses.
+
+    Raises Taken where that namespace has a link of the new name, and then the link stays where it is.
+    """
+    from provisioner.host import netns  # only endpoints need it, and ctypes with it
+
+    doing = f"move {link.name} into another network namespace as {new_name}"
+    taken = Taken(f"there is a link {new_name} in that namespace already", "choose another name, or remove that link")
+    attributes = {_IFLA_NET_NS_FD: struct.pack("I", fd), _IFLA_IFNAME: _name_bytes(new_name)}
+    with _refusals(doing, {errno.EEXIST: lambda: taken}):
+        try:
+            netlink.request(_RTM_NEWLINK, 0, _link_header(link.index), attributes)
+        except FileExistsError:
+            # The kernel moves first and renames then (do_setlink), and does not go back by itself.
+            _move_back(link, fd)
+            raise
+    return netns.run_inside(fd, lambda: netlink.get_link(new_name))
+
+
+def _move_back(link: Link, fd: int) -> None:
+    from provisioner.host import netns
+
+    if netlink.find_link(link.name):
+        return
+    own = netns.own()
+    attributes = {_IFLA_NET_NS_FD: struct.pack("I", own), _IFLA_IFNAME: _name_bytes(link.name)}
+    try:
+        netns.run_inside(fd, lambda: netlink.request(_RTM_NEWLINK, 0, _link_header(0), attributes))
+    finally:
+        os.close(own)
+
+
+def add_address(interface: Interface, link: Link) -> None:
+    """Gives a link an address with its subnet. Raises Taken where it has it, Unable where IPv6 is off.
+
+    An IPv6 address is used at once, without duplicate address detection: macvm asks the LAN before it gives one out,
+    and while the kernel asks again, a second at least, no program in the namespace could speak from it.
+    """
+    family, length = _family(interface.ip), interface.network.prefixlen
+    attributes = {_IFA_LOCAL: interface.packed, _IFA_ADDRESS: interface.packed}
+    if interface.version == 6:
+        attributes[_IFA_FLAGS] = struct.pack("I", _IFA_F_NODAD)
+    # struct ifaddrmsg
+    header = struct.pack("BBBBI", family, length, 0, _SCOPE_UNIVERSE, link.index)
+    with _refusals(f"give {link.name} the address {interface}", _without_ipv6(interface.version, link)):
+        netlink.request(_RTM_NEWADDR, _CREATE | _EXCLUSIVE, header, attributes)
+
+
+def add_default_route(gateway: Address, link: Link) -> None:
+    """A default route of macvm's own protocol. Raises Taken where there is one, Unable for a gateway out of reach."""
+
+    def unreachable() -> MacvmError:
+        return Unable(
+            f"the gateway {gateway} is in no subnet of {link.name}", "an address in its subnet must come first"
+        )
+
+    header = _route_header(gateway, 0, _SCOPE_UNIVERSE)
+    attributes = {_RTA_GATEWAY: gateway.packed, _RTA_OIF: struct.pack("I", link.index)}
+    special = {number: unreachable for number in (errno.ENETUNREACH, errno.EHOSTUNREACH)}
+    with _refusals(f"route through {gateway} by default", special | _without_ipv6(gateway.version, link)):
+        netlink.request(_RTM_NEWROUTE, _CREATE | _EXCLUSIVE, header, attributes)
+
+
+def _without_ipv6(version: int, link: Link) -> dict[int, Callable[[], MacvmError]]:
+    """How a kernel refuses IPv6 that is off: for a link (EACCES), or altogether."""
+    hint = f"sysctl -w net.ipv6.conf.{link.name}.disable_ipv6=0, or do without IPv6 addresses"
+    off = Unable(f"IPv6 is off on {link.name}", hint)
+    numbers = (errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP) if version == 6 else ()
+    return {number: lambda: off for number in numbers}
 
 
 def remove(link: Link) -> None:
@@ -137,9 +333,9 @@ def _set_link(index: int, doing: str, *, flags: int = 0, attributes: netlink.Att
         netlink.request(_RTM_NEWLINK, 0, _link_header(index, flags), attributes or {})
 
 
-def _link_header(index: int, flags: int = 0) -> bytes:
-    """struct ifinfomsg: what is in `flags` is turned on, all else left."""
-    return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags)
+def _link_header(index: int, flags: int = 0, *, off: int = 0) -> bytes:
+    """struct ifinfomsg: what is in `flags` is turned on, what is in `off` is turned off, all else left."""
+    return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags | off)
 
 
 def set_mode(device: str, mode: MacvtapMode) -> None:
@@ -160,9 +356,13 @@ def _family(address: Address) -> int:
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
 
 
+def _route_header(address: Address, length: int, scope: int) -> bytes:
+    """struct rtmsg, of the main table: a unicast route of macvm's own protocol."""
+    return struct.pack("BBBBBBBBI", _family(address), length, 0, 0, 254, PROTOCOL, scope, 1, 0)
+
+
 def _change_route(kind: int, flags: int, address: Address, device: int, scope: int, source: Address | None) -> None:
-    # struct rtmsg, of the main table: a unicast host route of macvm's own protocol.
-    header = struct.pack("BBBBBBBBI", _family(address), address.max_prefixlen, 0, 0, 254, PROTOCOL, scope, 1, 0)
+    header = _route_header(address, address.max_prefixlen, scope)
     attributes = {_RTA_DST: address.packed, _RTA_OIF: struct.pack("I", device)}
     if source:
         attributes[_RTA_PREFSRC] = source.packed
@@ -189,7 +389,7 @@ def _change_neighbour(
     header = struct.pack("BxHiHBB", _family(address), 0, device, _PERMANENT, _PROXY if proxy else 0, 0)
     attributes = {_NDA_DST: address.packed, _NDA_PROTOCOL: bytes([PROTOCOL])}
     if mac:
-        attributes[_NDA_LLADDR] = bytes.fromhex(mac.replace(":", ""))
+        attributes[_NDA_LLADDR] = _mac_bytes(mac)
     netlink.request(kind, flags, header, attributes)
 
 

@@ -21,15 +21,20 @@ from provisioner.model.nic import Address, Interface
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_NTF_PROXY = 0x08
+_NTF_SELF, _NTF_PROXY = 0x02, 0x08
 
 #: Bit of an attribute's number that says: its payload is attributes (NLA_F_NESTED). Newer kinds insist on it.
 NESTED = 0x8000
 
 ARPHRD_ETHER = 1
 
-#: linux/if_link.h, enum macvlan_mode
-_MACVLAN_MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthrough", 16: "source"}
+#: linux/if_link.h, enum macvlan_mode, in libvirt's spelling.
+MACVLAN_MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthrough", 16: "source"}
+
+#: linux/if_link.h, enum ipvlan_mode
+IPVLAN_MODES = {0: "l2", 1: "l3", 2: "l3s"}
+
+_MODES_OF = {"macvlan": MACVLAN_MODES, "macvtap": MACVLAN_MODES, "ipvlan": IPVLAN_MODES, "ipvtap": IPVLAN_MODES}
 
 Attributes = dict[int, bytes]
 
@@ -39,8 +44,9 @@ class NetlinkFailed(MacvmError):
 
 
 class Link(NamedTuple):
-    """A network link. `mode` is a macvlan's or macvtap's, in libvirt's spelling; `lower` the index of the link it sits
-    on (0: none, or in another namespace); `enslaved_to` the index of the bridge or bond it is a port of."""
+    """A network link. `mode` is a macvlan's or macvtap's, in libvirt's spelling, or an ipvlan's; `vlan` the number of a
+    VLAN link (0: it is none); `lower` the index of the link it sits on (0: none, or in another namespace);
+    `enslaved_to` the index of the bridge or bond it is a port of."""
 
     index: int  # type: ignore[assignment]  # tuple's method of that name nobody needs here
     name: str
@@ -54,6 +60,7 @@ class Link(NamedTuple):
     enslaved_to: int
     alias: str
     mode: str
+    vlan: int = 0
 
 
 class Route(NamedTuple):
@@ -150,9 +157,8 @@ def links() -> list[Link]:
         attributes = _attributes(data, 16)
         info = _attributes(attributes.get(18, b""), 0)  # IFLA_LINKINFO
         kind = _text(info.get(1))
-        mode = ""
-        if kind in ("macvlan", "macvtap"):
-            mode = _MACVLAN_MODES.get(_number(_attributes(info.get(2, b""), 0).get(1)), "")
+        # IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE and IFLA_VLAN_ID are all number 1 of their kind's own data.
+        first, modes = _number(_attributes(info.get(2, b""), 0).get(1)), _MODES_OF.get(kind)
         found.append(
             Link(
                 index=index,
@@ -167,7 +173,8 @@ def links() -> list[Link]:
                 lower=_number(attributes.get(5)) if kind != "veth" and 37 not in attributes else 0,
                 enslaved_to=_number(attributes.get(10)),
                 alias=_text(attributes.get(20)),
-                mode=mode,
+                mode=modes.get(first, "") if modes else "",
+                vlan=first if kind == "vlan" else 0,
             )
         )
     return found
@@ -239,6 +246,21 @@ def neighbours(*, proxies: bool = False) -> list[Neighbour]:
             address = ipaddress.ip_address(attributes[1])
             mac = attributes.get(2, b"").hex(":")
             found.append(Neighbour(address, device, mac, state, bool(entry_flags & _NTF_PROXY)))
+    return found
+
+
+def macs_behind(device: int) -> set[str]:
+    """Unicast MACs that a link lets in besides its own: those of the macvlans on it that are up, in any namespace.
+
+    The one trace on this side of a macvlan that was moved into another namespace. An ipvlan leaves none: it has its
+    parent's MAC.
+    """
+    found = set()
+    for data in _dump(_RTM_GETNEIGH, struct.pack("BxHiHBB", socket.AF_BRIDGE, 0, 0, 0, 0, 0)):
+        family, _, index, _, flags, _ = struct.unpack_from("BxHiHBB", data)
+        mac = _attributes(data, 12).get(2, b"")
+        if family == socket.AF_BRIDGE and index == device and flags & _NTF_SELF and len(mac) == 6 and not mac[0] & 1:
+            found.add(mac.hex(":"))
     return found
 
 

@@ -17,6 +17,8 @@ from provisioner.host import namespaces, netlink
 from provisioner.host.hypervisor import Hypervisor
 from tests.conftest import Require
 
+CLONE_FS = 0x200  # linux/sched.h
+
 
 def ip(*words: object) -> Any:
     """`ip -j …`, in this thread's network namespace."""
@@ -55,6 +57,24 @@ def lan(namespace: None, require: Require) -> None:
     probe = subprocess.run(argv, capture_output=True, check=False)
     require(probe.returncode == 0, f"the kernel has no macvlan: {probe.stderr.decode().strip()}")
     ip("link del probe")
+
+
+@pytest.fixture
+def run(namespace: None) -> Iterator[None]:
+    """An empty /run of this thread's own, seen by what it starts: names of namespaces are made there, and go with it."""
+    own, here = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY), os.open(".", os.O_PATH)
+    namespaces.unshare(namespaces.CLONE_NEWNS)
+    try:
+        namespaces.mount("", "/", flags=namespaces.MS_PRIVATE | namespaces.MS_REC)
+        namespaces.mount("tmpfs", "/run", "tmpfs")
+        yield
+    finally:
+        # A thread that was joined may not be quite gone: with whom we share a working directory we cannot leave.
+        namespaces.unshare(CLONE_FS)
+        namespaces.setns(own, namespaces.CLONE_NEWNS)
+        os.fchdir(here)  # the kernel put us into its root
+        os.close(own)
+        os.close(here)
 
 
 @pytest.fixture
