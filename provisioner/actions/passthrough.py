@@ -53,4 +53,4 @@ def give_back(context: Context, owner: str, parent: str = "") -> None:
 
 def making_lines(parent: str, mode: MacvtapMode) -> list[str]:
     """The `sysctl` line that amounts to it."""
-    return [f"sysctl -w {_key(parent).replace('/', '.')}=1"] if mode is MacvtapMode.PASSTHROUGH else []
+    return [f"sysctl -w {_key(parent)}=1"] if mode is MacvtapMode.PASSTHROUGH else []

@@ -127,7 +127,8 @@ def _ensure_shim(parent: Link) -> Link:
 def making_lines(parent: Link) -> list[str]:
     """The `ip` and `sysctl` lines that amount to making the shim of a parent."""
     name = shim_name(parent.name)
-    keys = [f"sysctl -w net.{key.format(name).replace('/', '.')}={value}" for key, value in _SYSCTLS]
+    # With slashes: a dot in the name, as of a VLAN's shim, would part it.
+    keys = [f"sysctl -w net/{key.format(name)}={value}" for key, value in _SYSCTLS]
     made = f"ip link add {name} link {parent.name} address {shim_mac(parent.mac)} type macvlan mode bridge"
     return [made, f"ip link set {name} alias {_ALIAS}{parent.name}", *keys, f"ip link set {name} up"]
 

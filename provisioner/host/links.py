@@ -304,7 +304,7 @@ def add_default_route(gateway: Address, link: Link) -> None:
 
 def _without_ipv6(version: int, link: Link) -> dict[int, Callable[[], MacvmError]]:
     """How a kernel refuses IPv6 that is off: for a link (EACCES), or altogether."""
-    hint = f"sysctl -w net.ipv6.conf.{link.name}.disable_ipv6=0, or do without IPv6 addresses"
+    hint = f"sysctl -w net/ipv6/conf/{link.name}/disable_ipv6=0, or do without IPv6 addresses"
     off = Unable(f"IPv6 is off on {link.name}", hint)
     numbers = (errno.EACCES, errno.EAFNOSUPPORT, errno.EOPNOTSUPP) if version == 6 else ()
     return {number: lambda: off for number in numbers}
