@@ -19,7 +19,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def _require(condition: object, reason: str) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object | None:
+    """With `--dist loadfile`, one worker has all of tests/kernel: each one that has any of it boots a kernel."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "tests/kernel" if nodeid.startswith("tests/kernel/") else super()._split_scope(nodeid)
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+def required(condition: object, reason: str) -> None:
+    """What the fixture `require` does, for those that are no test."""
     if condition:
         return
     if os.environ.get("CI") or os.environ.get("MACVM_REQUIRE_ALL") == "1":
@@ -31,7 +44,7 @@ def _require(condition: object, reason: str) -> None:
 def require() -> Require:
     """`require(condition, reason)`: where the condition does not hold, the test is skipped with the reason; where all
     tests must run (CI is set, or MACVM_REQUIRE_ALL=1), it fails."""
-    return _require
+    return required
 
 
 @pytest.fixture(scope="session")
