@@ -134,6 +134,11 @@ class Context:
             self._opened.append(opened)
         return opened
 
+    def networks_by_mac(self) -> dict[str, str]:
+        """MAC to the name of its network, of those NICs that have one; empty for another host's."""
+        store = self.reading_store if self.hypervisor.is_local else None
+        return store.networks_by_mac() if store else {}
+
     @property
     def journal(self) -> Journal:
         # Commands that only look do without it, unless there is something in it.

@@ -119,7 +119,7 @@ def _checked(segment: Segment, interface: Interface) -> Interface:
 
 def predict(context: Context, nic: Nic, segment: Segment, planned: Iterable[Nic]) -> Nic:
     """The NIC with the addresses that it would get now; nothing is claimed. Raises Taken where a pool is exhausted."""
-    if not nic.addressing.auto or context.reading_store is None:
+    if context.reading_store is None:
         return nic
     avoid = {address for other in planned for address in other.addressing.addresses}
     return _assigned(context.reading_store.leases_now, nic, segment, avoid)[0]
@@ -131,7 +131,6 @@ def claim(
     machine: str,
     nics: Sequence[Nic],
     segments: Mapping[str, Segment],
-    avoid: Collection[Address] = (),
 ) -> tuple[Nic, ...]:
     """Claims NICs for a machine in an open transaction; those whose addresses their network gives out get them now.
 
@@ -139,22 +138,39 @@ def claim(
     """
     claimed = []
     for nic in nics:
-        settled = nic
-        if nic.addressing.auto:
-            settled, picks = _assigned(leases, nic, segments[nic.network], avoid)
-            for subnet, picked in picks:
-                leases.advance(nic.network, subnet, picked)
+        settled = _settled(leases, nic, segments[nic.network]) if nic.addressing.auto else nic
         leases.claim(owner, machine, [claim_of(settled)])
         claimed.append(settled)
     return tuple(claimed)
 
 
+def claim_others(
+    leases: Leases, owner: str, machine: str, nic: Nic, segment: Segment, lost: Collection[Address]
+) -> Nic:
+    """Claims what the network gives out next in the place of addresses that a claimed NIC cannot have; it keeps the
+    others. Raises Taken where a pool is exhausted."""
+    leases.give_back(nic.mac)
+    kept = tuple(interface for interface in nic.addressing.static if interface.ip not in lost)
+    settled = _settled(leases, nic, segment, kept, lost)
+    leases.claim(owner, machine, [claim_of(settled)])
+    return settled
+
+
+def _settled(
+    leases: Leases, nic: Nic, segment: Segment, kept: tuple[Interface, ...] = (), avoid: Collection[Address] = ()
+) -> Nic:
+    settled, picks = _assigned(leases, nic, segment, avoid, kept)
+    for subnet, picked in picks:
+        leases.advance(nic.network, subnet, picked)
+    return settled
+
+
 def _assigned(
-    leases: Leases, nic: Nic, segment: Segment, avoid: Collection[Address]
+    leases: Leases, nic: Nic, segment: Segment, avoid: Collection[Address], kept: tuple[Interface, ...] = ()
 ) -> tuple[Nic, list[tuple[str, Pick]]]:
-    """One address of each family, from the first subnet with room."""
-    network, static, picks = segment.network, [], []
-    for version in (4, 6):
+    """One address of each family, from the first subnet with room, beside those that are kept."""
+    network, static, picks = segment.network, list(kept), list[tuple[str, Pick]]()
+    for version in {4, 6} - {interface.version for interface in kept}:
         subnets = [one for one in network.subnets if one.subnet.version == version]
         for one in subnets:
             text = str(one.subnet)
@@ -166,9 +182,12 @@ def _assigned(
         else:
             if subnets:
                 raise _exhausted(leases, segment, subnets)
-    told = _complete(segment, nic.addressing._replace(static=tuple(static), gateways=(), dns=()))
-    # What the user said beside `auto` stands.
-    told = told._replace(gateways=nic.addressing.gateways or told.gateways, dns=nic.addressing.dns or told.dns)
+    in_order = tuple(sorted(static, key=lambda interface: interface.version))
+    told = _complete(segment, nic.addressing._replace(static=in_order, gateways=(), dns=()))
+    # What the user said beside `auto` stands; another subnet than was foreseen has another gateway.
+    known = {one.gateway for one in network.subnets} | set(segment.gateways)
+    said = tuple(gateway for gateway in nic.addressing.gateways if gateway not in known)
+    told = told._replace(gateways=said or told.gateways, dns=nic.addressing.dns or told.dns)
     return nic._replace(addressing=told), picks
 
 

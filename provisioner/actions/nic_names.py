@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from provisioner.errors import NotFound, Usage
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import printable
 
+NO_NETWORKS: Mapping[str, str] = MappingProxyType({})
 
-def choose_nic(machine: FoundMachine, nics: Sequence[FoundNic], wanted: str | None) -> FoundNic:
-    """`wanted` None means the only one. Raises NotFound, or Usage with the candidates."""
+
+def choose_nic(
+    machine: FoundMachine, nics: Sequence[FoundNic], wanted: str | None, networks: Mapping[str, str] = NO_NETWORKS
+) -> FoundNic:
+    """`wanted` None means the only one; `networks` are macvm's, by MAC. Raises NotFound, or Usage with the
+    candidates."""
     if wanted is None:
         found = list(nics)
     else:
         word = wanted.strip().lower().replace("-", ":") if ":" in wanted or "-" in wanted else wanted.strip().lower()
         # An empty word would match every NIC without a network, or without a device.
-        found = next((match for match in _matches(nics, word, wanted) if match), []) if word else []
+        found = next((match for match in _matches(nics, word, wanted, networks) if match), []) if word else []
     if len(found) == 1:
         return found[0]
     here = "; ".join(describe(nic) for nic in nics) or "none"
@@ -28,12 +34,12 @@ def choose_nic(machine: FoundMachine, nics: Sequence[FoundNic], wanted: str | No
     raise Usage(f"{machine.name} has {len(found)} NICs: say {said}", f"one of: {candidates}")
 
 
-def _matches(nics: Sequence[FoundNic], word: str, wanted: str) -> list[list[FoundNic]]:
+def _matches(nics: Sequence[FoundNic], word: str, wanted: str, networks: Mapping[str, str]) -> list[list[FoundNic]]:
     """From the surest way of naming one to the loosest."""
     return [
         [nic for nic in nics if nic.mac == word],
         [nic for nic in nics if nic.device == wanted],
-        [nic for nic in nics if wanted in (nic.parent, nic.network)],
+        [nic for nic in nics if wanted in (nic.parent, nic.network, networks.get(nic.mac))],
         [nic for nic in nics if nic.mac.endswith(":" + word)],
         [nic for nic in nics if len(word) > 1 and nic.mac.digits.endswith(word.replace(":", ""))],
     ]

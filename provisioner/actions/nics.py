@@ -162,7 +162,7 @@ def plan_detach(
     live, config = scope.halves(machine, persistent)
     saved = context.hypervisor.saved(machine.uuid) if persistent else machine
     there = _union(machine.nics if live else (), saved.nics if config else ())
-    chosen = choose_nic(machine, there, wanted)
+    chosen = choose_nic(machine, there, wanted, context.networks_by_mac())
     live, config = live and _has(machine, chosen.mac), config and _has(saved, chosen.mac)
     return machine, chosen, (live, config)
 
@@ -212,6 +212,13 @@ def take_away(
             remove_saved(context, machine, mac)
     forget(context, machine, mac, routes, work)
     return True
+
+
+def saved_nics(context: Context, machine: FoundMachine) -> tuple[FoundNic, ...]:
+    """The NICs of the definition, of a machine that has one."""
+    if not context.hypervisor.is_persistent(machine.uuid):
+        return ()
+    return context.hypervisor.saved(machine.uuid).nics
 
 
 def seen(context: Context, uuid: str, mac: Mac) -> tuple[bool, bool]:

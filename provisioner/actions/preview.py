@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-from provisioner.actions import attaching, images, nic_changes, nics, passthrough, shims
+from provisioner.actions import attaching, images, networks, nic_changes, nics, passthrough, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.context import Context
@@ -178,6 +178,23 @@ def delete(context: Context, names: Sequence[str]) -> list[str]:
             lines.append(f"ip route del {route.address} dev {name} proto {links.PROTOCOL}")
             lines.append(f"ip neigh del {route.address} dev {name}")
     return lines
+
+
+def create_network(context: Context, request: networks.NetworkRequest) -> list[str]:
+    network = networks.plan(context, request)
+    pools = [f"# {one.subnet}: gives out {one.given_out}" for one in network.subnets]
+    return [*networks.making_lines(network), *pools]
+
+
+def delete_network(context: Context, name: str) -> list[str]:
+    return networks.removing_lines(context, networks.check_delete(context, name)) or [
+        f"# only {name} itself is removed"
+    ]
+
+
+def networks_up(context: Context) -> list[str]:
+    store = context.reading_store
+    return [line for one in (store.networks.all() if store else ()) for line in networks.making_lines(one)]
 
 
 def delete_image(context: Context, wanted: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from provisioner.actions import addresses, shims
@@ -41,6 +41,24 @@ class InUse(NamedTuple):
 ClaimOthers = Callable[[Leases, Sequence[InUse], Collection[Address]], Mapping[str, Any]]
 
 
+@contextlib.contextmanager
+def vantage(parent: Link, number: int = 0) -> Iterator[str]:
+    """Name of a link on a parent that is up, to ask the LAN from: macvm's shim, or a macvlan for as long as the block
+    runs. `number` is the journal's row that it is made for."""
+    shim = shims.find_shim(parent)
+    if shim and shim.up:
+        yield shim.name
+        return
+    name = PROBE_PREFIX + os.urandom(4).hex()
+    made = links.add_macvlan(name, parent, Mac.random(), f"{_ALIAS}{number}")
+    try:
+        links.sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+        links.set_up(made)
+        yield name
+    finally:
+        links.remove(made)
+
+
 class Question:
     """What is asked for some NICs, beside whatever the caller does next. `answers` waits; `close` in any case.
 
@@ -50,7 +68,7 @@ class Question:
     def __init__(self, context: Context, work: Work, nics: Iterable[Nic], pace: str) -> None:
         self.notes: list[str] = []
         self._asked: list[tuple[list[Nic], wire.Probing]] = []
-        self._made: list[Link] = []
+        self._vantages = contextlib.ExitStack()
         if PACES[pace] is None:
             return
         asking: dict[str, list[Nic]] = {}
@@ -75,21 +93,10 @@ class Question:
             self.notes.append(f"{unasked}: {parent} is down")
             return
         assert pace is not None
-        device = self._device(work, link)
+        device = self._vantages.enter_context(vantage(link, work.number))
         # A guest that keeps its NIC may have the address already.
         own = {nic.mac for nic in nics}
         self._asked.append((nics, wire.Probing(device, wanted, pace=pace, ignore=own)))
-
-    def _device(self, work: Work, parent: Link) -> str:
-        shim = shims.find_shim(parent)
-        if shim and shim.up:
-            return shim.name
-        name = PROBE_PREFIX + os.urandom(4).hex()
-        made = links.add_macvlan(name, parent, Mac.random(), f"{_ALIAS}{work.number}")
-        self._made.append(made)
-        links.sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
-        links.set_up(made)
-        return name
 
     @property
     def pending(self) -> bool:
@@ -110,9 +117,8 @@ class Question:
     def close(self) -> None:
         for _, probing in self._asked:
             probing.stop()
-        for link in self._made:
-            links.remove(link)
-        self._asked, self._made = [], []
+        self._asked = []
+        self._vantages.close()
 
 
 def refuse_given(context: Context, found: Sequence[InUse]) -> None:
@@ -141,13 +147,11 @@ def take_others(
     Raises Taken where a pool is exhausted.
     """
     concerned = {one.nic.mac for one in found}
-    settled: list[Nic] = []
+    settled = []
     for nic in nics:
         if nic.mac in concerned:
-            leases.give_back(nic.mac)
-            settled += addresses.claim(leases, owner, machine, [nic], segments, avoid)
-        else:
-            settled.append(nic)
+            nic = addresses.claim_others(leases, owner, machine, nic, segments[nic.network], avoid)
+        settled.append(nic)
     for one in found:
         leases.record_conflict(one.nic.network, one.address, one.mac)
     return tuple(settled)

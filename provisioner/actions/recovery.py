@@ -7,7 +7,7 @@ or until libvirt's daemon has been restarted since.
 
 from __future__ import annotations
 
-from provisioner.actions import nic_changes, nics, power, shims
+from provisioner.actions import nic_changes, nics, power, probing, shims, vlans
 from provisioner.actions.removal import Remains, remove_all
 from provisioner.context import Context
 from provisioner.errors import MacvmError
@@ -35,24 +35,57 @@ def recover(context: Context) -> list[str]:
             told.append(f"{UNSETTLED}{row.action} {row.machine}, begun {row.began}: {error.message}")
         finally:
             work.leave()
+    if told:
+        probing.clear(context)
     return told
 
 
 def release_orphans(context: Context) -> list[str]:
-    """Gives back what machines hold that libvirt no longer has, and says so. A machine whose disks macvm made keeps
-    them, with all else, for `delete`: they may be wanted."""
+    """Gives back what machines and NICs hold that libvirt no longer has, and says so. A machine whose disks macvm made
+    keeps them for `delete`, for they may be wanted, but no address."""
     told = []
     busy = {row.uuid for row in context.journal.unfinished()}
     for uuid, name in context.store.machines().items():
-        if uuid in busy or context.hypervisor.state(uuid) is not None:
+        if uuid in busy:
             continue
-        if context.store.files_of(uuid):
-            told.append(f"kept: {name} is gone from libvirt, its files are not: macvm delete {name}")
-            continue
-        remains = Remains(name, uuid, tuple(shims.routes_of(context.store.leases(), uuid)))
-        remove_all(context, context.journal.begin("delete", name, uuid, remains.facts()), remains)
-        told.append(f"released: what {name} held, which is gone from libvirt")
-    return told
+        if context.hypervisor.state(uuid) is None:
+            told += _release_machine(context, uuid, name)
+        else:
+            told += _release_nics(context, uuid, name)
+    probing.clear(context)
+    return [*told, *(f"removed: {name}, which no network is on" for name in vlans.clear(context))]
+
+
+def _release_machine(context: Context, uuid: str, name: str) -> list[str]:
+    routes = shims.routes_of(context.store.leases(), uuid)
+    held = [lease.address for lease in context.store.leases() if lease.owner == uuid]
+    if context.store.files_of(uuid):
+        context.store.release_leases(uuid)
+        shims.release(context, routes)
+        said = [f"released: {', '.join(held)} of {name}, which is gone from libvirt"] if held else []
+        return [*said, f"kept: the files of {name}, which is gone from libvirt: macvm delete {name}"]
+    remains = Remains(name, uuid, tuple(routes))
+    remove_all(context, context.journal.begin("delete", name, uuid, remains.facts()), remains)
+    return [f"released: what {name} held, which is gone from libvirt"]
+
+
+def _release_nics(context: Context, uuid: str, name: str) -> list[str]:
+    """Of those that neither the running machine has nor its definition: attached with --live, and lost with the power,
+    or detached behind macvm's back."""
+    machine = context.hypervisor.get(uuid)
+    there = {nic.mac for nic in (*machine.nics, *nics.saved_nics(context, machine))}
+    gone = [mac for mac in context.store.told_of(uuid) if mac not in there]
+    for mac in gone:
+        routes = [route for route in shims.routes_of(context.store.leases(), uuid) if route.mac == mac]
+        facts = {"mac": mac, "routes": [[str(route.address), route.mac, route.parent] for route in routes]}
+        work = context.journal.begin("detach", name, uuid, facts)
+        try:
+            nics.forget(context, machine, Mac(mac), routes, work)
+        except BaseException:
+            work.leave()
+            raise
+        work.close()
+    return [f"released: what the NIC {mac} of {name} held, which is gone" for mac in gone]
 
 
 def _settle(context: Context, row: Unfinished, work: Work) -> str:

@@ -30,6 +30,7 @@ class AddressView(NamedTuple):
 class NicView(NamedTuple):
     """`mode` is libvirt's, `kernel_mode` what the kernel really does; None where it is not running or not direct.
 
+    `network` is the one of macvm's that a direct NIC is on, or libvirt's own.
     `link` is the guest's carrier as libvirt has it, `carrier` the host device's, None where there is none.
     """
 
@@ -67,20 +68,20 @@ class Listing(NamedTuple):
 
 def look(context: Context) -> Listing:
     """Every machine. Never raises for a libvirt that is not reachable: what the store knows is shown, state unknown."""
-    leases = _leases_by_mac(context)
+    leases, networks = _leases_by_mac(context), context.networks_by_mac()
     try:
         found = context.hypervisor.machines()
     except HypervisorFailed as problem:
         return Listing(_from_store(context, leases), problem)
     # With nothing running there is no host device to look for.
     links = _links_by_name(context) if any(nic.device for machine in found for nic in machine.nics) else {}
-    return Listing(tuple(_machine_view(machine, leases, links) for machine in found))
+    return Listing(tuple(_machine_view(machine, leases, networks, links) for machine in found))
 
 
 def show(context: Context, name: str) -> MachineView:
     """Raises NotFound."""
     machine = context.hypervisor.get(name)
-    return _machine_view(machine, _leases_by_mac(context), _links_by_name(context))
+    return _machine_view(machine, _leases_by_mac(context), context.networks_by_mac(), _links_by_name(context))
 
 
 def select(
@@ -115,7 +116,9 @@ def _links_by_name(context: Context) -> dict[str, Link]:
     return {link.name: link for link in netlink.links()} if context.hypervisor.is_local else {}
 
 
-def _machine_view(machine: FoundMachine, leases: dict[str, list[Lease]], links: dict[str, Link]) -> MachineView:
+def _machine_view(
+    machine: FoundMachine, leases: dict[str, list[Lease]], networks: dict[str, str], links: dict[str, Link]
+) -> MachineView:
     marks = machine.marks
     return MachineView(
         name=machine.name,
@@ -125,7 +128,7 @@ def _machine_view(machine: FoundMachine, leases: dict[str, list[Lease]], links: 
         labels=dict(marks.labels) if marks else {},
         image=marks.image or None if marks else None,
         nics=tuple(
-            _seen(machine, _nic_view(nic, leases.get(nic.mac, ()), links.get(nic.device)), links)
+            _seen(machine, _nic_view(nic, leases.get(nic.mac, ()), networks.get(nic.mac), links.get(nic.device)), links)
             for nic in machine.nics
         ),
         made_by_macvm=marks is not None,
@@ -140,13 +143,13 @@ def _seen(machine: FoundMachine, nic: NicView, links: dict[str, Link]) -> NicVie
     return nic
 
 
-def _nic_view(nic: FoundNic, leases: Iterable[Lease], link: Link | None) -> NicView:
+def _nic_view(nic: FoundNic, leases: Iterable[Lease], network: str | None, link: Link | None) -> NicView:
     return NicView(
         mac=nic.mac,
         mode=nic.mode.value if nic.mode else None,
         kernel_mode=link.mode or None if link else None,
         parent=nic.parent or None,
-        network=nic.network or None,
+        network=network or nic.network or None,
         device=nic.device or None,
         model=nic.model or None,
         link=nic.link,

@@ -112,16 +112,37 @@ def release(context: Context, parent: str) -> bool:
 
     Returns whether it is gone; gone already is. For when no network uses it any more.
     """
-    host = Links.read()
-    vlan = None if host.find(parent) else _resolve(host, parent)
-    link = host.find(vlan.link if vlan else parent)
+    link = _find(Links.read(), parent)
     if link is None:
         return True
-    if not link.alias.startswith(_ALIAS) or _is_used(context, host, link):
+    if not _is_ours_alone(context, link):
         return False
     # The kernel takes the shim away with its parent.
     links.remove(link)
     return True
+
+
+def removing_lines(context: Context, parent: str) -> list[str]:
+    """The `ip` line that amounts to `release`; none where it would leave the link."""
+    link = _find(Links.read(), parent)
+    return [f"ip link del {link.name}"] if link and _is_ours_alone(context, link) else []
+
+
+def clear(context: Context) -> list[str]:
+    """Removes the links that macvm made and no network is on: of a macvm that was killed. Returns their names."""
+    store = context.store
+    wanted = {network.parent for network in store.networks.all()}
+    left = [link for link in netlink.links() if link.alias.startswith(_ALIAS) and link.name not in wanted]
+    return [link.name for link in left if release(context, link.name)]
+
+
+def _find(host: Links, parent: str) -> Link | None:
+    vlan = None if host.find(parent) else _resolve(host, parent)
+    return host.find(vlan.link if vlan else parent)
+
+
+def _is_ours_alone(context: Context, link: Link) -> bool:
+    return link.alias.startswith(_ALIAS) and not _is_used(context, Links.read(), link)
 
 
 def _is_used(context: Context, host: Links, link: Link) -> bool:
@@ -130,5 +151,6 @@ def _is_used(context: Context, host: Links, link: Link) -> bool:
     on_it = [one for one in host.all if one.lower == link.index]
     others = [one for one in on_it if shim is None or one.index != shim.index]
     elsewhere = netlink.macs_behind(link.index) - {one.mac for one in on_it}
-    leases = [lease for lease in context.store.leases() if lease.parent == link.name]
+    store = context.reading_store
+    leases = [lease for lease in (store.leases() if store else ()) if lease.parent == link.name]
     return bool(others or elsewhere or leases or link.enslaved_to)

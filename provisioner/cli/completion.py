@@ -58,6 +58,18 @@ def nic_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[C
     return items
 
 
+def network_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The networks there are."""
+
+    def look(context: Context) -> list[tuple[str, str]]:
+        store = context.reading_store
+        return [(one.name, f"{one.mode.value} on {one.parent}") for one in store.networks.all()] if store else []
+
+    given = ctx.params.get(param.name or "") or ()
+    found = _ask(ctx, look) or ()
+    return [_item(name, text) for name, text in found if name.startswith(incomplete) and name not in given]
+
+
 def _item(name: str, text: str) -> CompletionItem:
     from click.shell_completion import CompletionItem
 

@@ -12,6 +12,7 @@ from provisioner.actions import machines, preview, views, waiting
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
+from provisioner.cli.completion import network_names
 from provisioner.cli.machines import open_console, require_terminal
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import print_machine
@@ -27,7 +28,10 @@ _PATH = click.Path(path_type=Path)
 @click.argument("name", required=False)
 @click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
 @click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@click.option("--ip", multiple=True, metavar="ADDRESS/LEN|dhcp|none", help="What the guest is told; default dhcp.")
+@click.option("--network", metavar="NET", shell_complete=network_names, help="Parent, mode and address from it.")
+@click.option(
+    "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
+)
 @click.option("--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own.")
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own.")
 @click.option("--mac", type=parameters.MAC, help="The NIC's MAC; default: macvm chooses.")
@@ -51,6 +55,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--vnc-exposed", is_flag=True, help="Let --vnc listen beyond this host, unencrypted.")
 @click.option("--no-start", is_flag=True, help="Define only.")
 @click.option("--no-shim", is_flag=True, help="Leave the host's side alone: the host will not reach the guest.")
+@parameters.probe_options
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
 @click.option("--autostart", is_flag=True, help="Start with the host.")
 @click.option(
@@ -99,7 +104,7 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
 def _check_wait(request: CreateRequest, wait_for: str | None, console: bool) -> None:
     if (wait_for or console) and not request.start:
         raise Usage("--no-start leaves nothing to wait for", "leave --wait, --console or --no-start out")
-    if wait_for and not any(nic.addressing.static for nic in request.nics):
+    if wait_for and not any(nic.addressing.static or nic.addressing.auto for nic in request.nics):
         raise Usage(
             "--wait needs an address that macvm knows, and none is given",
             "add --ip ADDRESS/LENGTH, or leave --wait out",
@@ -116,6 +121,9 @@ def _request(
     dns: Sequence[str],
     mac: Any,
     mtu: int | None,
+    network: str | None,
+    probe: str | None,
+    no_probe: bool,
     nics: Sequence[str],
     kernel: Path | None,
     initrd: Path | None,
@@ -133,7 +141,7 @@ def _request(
     **same: Any,
 ) -> CreateRequest:
     """`same` are options whose names and values the request takes as they are."""
-    first = parameters.first_nic(mode, parent, ip, gateway, dns, mac, mtu)
+    first = parameters.first_nic(mode, parent, ip, gateway, dns, mac, mtu, network)
     more = [parameters.parse_nic(text) for text in nics]
     if (initrd or cmdline) and not kernel:
         raise Usage("--initrd and --cmdline need --kernel", "add --kernel FILE")
@@ -157,6 +165,7 @@ def _request(
         vnc=vnc,
         start=not no_start,
         shim=not no_shim,
+        probe=parameters.one_pace(probe, no_probe),
         **same,
     )
 

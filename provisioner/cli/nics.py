@@ -12,9 +12,9 @@ from provisioner.actions.request import NicRequest
 from provisioner.actions.views import MachineView, NicView
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import group, options_of
-from provisioner.cli.completion import machine_names, nic_names
+from provisioner.cli.completion import machine_names, network_names, nic_names
 from provisioner.cli.run import changing, looking, tell
-from provisioner.cli.views import nic_cells
+from provisioner.cli.views import addresses_text, nic_cells
 from provisioner.errors import Usage
 from provisioner.model.nic import parse_addressing
 
@@ -79,7 +79,10 @@ def _one_scope(scopes: Sequence[str]) -> Any:
 @click.argument("name", shell_complete=machine_names)
 @click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
 @click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@click.option("--ip", multiple=True, metavar="ADDRESS/LEN|dhcp|none", help="What the guest is told; default dhcp.")
+@click.option("--network", metavar="NET", shell_complete=network_names, help="Parent, mode and address from it.")
+@click.option(
+    "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
+)
 @click.option("--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own.")
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own.")
 @click.option("--mac", type=parameters.MAC, help="Default: macvm chooses.")
@@ -88,6 +91,7 @@ def _one_scope(scopes: Sequence[str]) -> Any:
 @_scope
 @click.option("--trust-guest-filters", is_flag=True, help="libvirt's own way to IPv6 and multicast: see the README.")
 @click.option("--no-shim", is_flag=True, help="Leave the host's side alone: the host will not reach the guest there.")
+@parameters.probe_options
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given: Any) -> None:
@@ -97,6 +101,7 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
     seed for the next boot where macvm made the VM.
     """
     flags = {key: given.pop(key) for key in ("trust_guest_filters", "no_shim", "take_parent")}
+    pace = parameters.one_pace(given.pop("probe"), given.pop("no_probe"))
     wanted = parameters.first_nic(**given) or NicRequest()
     with looking() if dry_run else changing() as (context, _):
         from provisioner.actions import attaching
@@ -107,6 +112,7 @@ def attach(name: str, scopes: Sequence[str], model: str, dry_run: bool, **given:
             trust=flags["trust_guest_filters"],
             shim=not flags["no_shim"],
             take_parent=flags["take_parent"],
+            probe=pace,
         )
         if dry_run:
             from provisioner.actions import preview
@@ -145,10 +151,12 @@ def detach(name: str, nic: str, scopes: Sequence[str], timeout: float, dry_run: 
 @click.option("--link", type=click.Choice(["up", "down"]), help="The guest's carrier.")
 @click.option("--mode", type=parameters.MODE, help="bridge, vepa or private live; passthrough wants --replug.")
 @click.option("--parent", metavar="DEV", help="Another host link; wants --replug while the VM runs.")
-@click.option("--ip", multiple=True, metavar="ADDRESS/LEN|dhcp|none", help="What the guest is told from now on.")
+@click.option("--network", metavar="NET", shell_complete=network_names, help="Another network; its address with it.")
+@click.option("--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="What the guest is told from now on.")
 @click.option("--gateway", multiple=True, metavar="ADDRESS", help="With --ip: the guest's router.")
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="With --ip: a name server.")
 @_scope
+@parameters.probe_options
 @click.option("--replug", is_flag=True, help="Unplug and plug in again where nothing less will do.")
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
@@ -161,7 +169,9 @@ def set_(name: str, nic: str | None, scopes: Sequence[str], dry_run: bool, **giv
     ip, gateway, dns = given.pop("ip"), given.pop("gateway"), given.pop("dns")
     if (gateway or dns) and not ip:
         raise Usage("--gateway and --dns describe --ip, and there is none", "say --ip too")
-    addressing = parse_addressing(ip, gateway, dns) if ip else None
+    # Whether the NIC is on a network, and `auto` has a pool, the plan finds out.
+    addressing = parse_addressing(ip, gateway, dns, network=True) if ip else None
+    given["probe"] = parameters.one_pace(given["probe"], given.pop("no_probe"))
     with looking() if dry_run else changing() as (context, _):
         from provisioner.actions import nic_changes
 
@@ -185,6 +195,9 @@ def _print_change(change: Any, word: str) -> None:
     if options.output == "name":
         render.print_names([change.mac])
         return
-    click.echo(f"{word}: {change.mac}  {change.machine}, {where[change.live, change.config]}")
+    parts = [f"{word}: {change.mac}", f"{change.machine}, {where[change.live, change.config]}"]
+    if change.nic and change.asked:
+        parts.append(addresses_text(change.nic))
+    click.echo("  ".join(part for part in parts if part))
     if change.reason and change.asked:
         tell(f"note: not applied in the guest: {change.reason}")

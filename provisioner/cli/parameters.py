@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import click
 
 from provisioner.cli.words import Words
 from provisioner.errors import Usage
@@ -18,9 +20,10 @@ if TYPE_CHECKING:
     from provisioner.actions.request import NicRequest
 
 NIC_KEYS = {
+    "network": "a network of macvm's, which decides parent, mode and addresses",
     "parent": "host link to sit on (default: the default route's)",
     "mode": "bridge, vepa, private or passthrough (default: bridge)",
-    "ip": "ADDRESS/LENGTH, dhcp or none; may be repeated (default: dhcp)",
+    "ip": "ADDRESS/LENGTH, auto, dhcp or none; may be repeated (default: auto on a network, else dhcp)",
     "gateway": "the guest's router; may be repeated, once a family",
     "dns": "a name server; may be repeated",
     "mac": "six bytes (default: macvm chooses)",
@@ -85,12 +88,15 @@ def parse_nic(text: str) -> NicRequest:
     from provisioner.actions.request import NicRequest
 
     return NicRequest(
-        mode=MacvtapMode.parse(one("mode") or "bridge"),
+        mode=MacvtapMode.parse(one("mode")) if one("mode") else None,
         parent=one("parent"),
         libvirt_network=one("libvirt"),
         mac=Mac.parse(one("mac")) if one("mac") else None,
         mtu=_mtu(one("mtu")) if one("mtu") else None,
-        addressing=parse_addressing(given.get("ip", ()), given.get("gateway", ()), given.get("dns", ())),
+        addressing=parse_addressing(
+            given.get("ip", ()), given.get("gateway", ()), given.get("dns", ()), network="network" in given
+        ),
+        network=one("network"),
     )
 
 
@@ -102,13 +108,45 @@ def first_nic(
     dns: Sequence[str],
     mac: Mac | None,
     mtu: int | None,
+    network: str | None = None,
 ) -> NicRequest | None:
     """The NIC that the plain options describe; None where none of them is given."""
-    if not (mode or parent or ip or gateway or dns or mac or mtu):
+    if not (mode or parent or ip or gateway or dns or mac or mtu or network):
         return None
     from provisioner.actions.request import NicRequest
 
-    return NicRequest(mode or MacvtapMode.BRIDGE, parent or "", "", mac, mtu, parse_addressing(ip, gateway, dns))
+    addressing = parse_addressing(ip, gateway, dns, network=bool(network))
+    return NicRequest(mode, parent or "", "", mac, mtu, addressing, network or "")
+
+
+def _pace(text: str) -> str:
+    if text not in ("fast", "rfc"):
+        raise Usage(f"--probe={printable(text)} is not known", "--probe=fast (the default), --probe=rfc, or --no-probe")
+    return text
+
+
+PACE = Words("pace", _pace)
+
+
+def probe_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--probe` and `--no-probe`; `one_pace` makes one word of them."""
+    no = click.option("--no-probe", is_flag=True, help="Do not ask the LAN whether a network's address is in use.")
+    pace = click.option(
+        "--probe",
+        type=PACE,
+        is_flag=False,
+        flag_value="fast",
+        metavar="[=rfc]",
+        help="How to ask: 0.3 s, or RFC 5227's 7 s.",
+    )
+    return pace(no(function))
+
+
+def one_pace(probe: str | None, no_probe: bool) -> str:
+    """Raises Usage for both of them."""
+    if probe and no_probe:
+        raise Usage("--probe and --no-probe exclude one another", "say one of them")
+    return "no" if no_probe else probe or "fast"
 
 
 def read_user_data(path: Path | None) -> bytes:

@@ -163,6 +163,16 @@ class Store:
         with self.change() as db:
             db.execute("DELETE FROM macs WHERE owner = ?", (owner,))
 
+    def release_leases(self, owner: str) -> None:
+        """Gives back a machine's addresses, and keeps its MACs."""
+        with self.change() as db:
+            db.execute("DELETE FROM leases WHERE mac IN (SELECT mac FROM macs WHERE owner = ?)", (owner,))
+
+    def networks_by_mac(self) -> dict[str, str]:
+        """MAC to the name of its network, of those NICs that have one."""
+        rows = self.rows("SELECT mac, network FROM macs WHERE network IS NOT NULL")
+        return {row["mac"]: row["network"] for row in rows}
+
     def leases(self, network: str | None = None) -> list[Lease]:
         """All of them, or a network's."""
         sql = "SELECT leases.*, owner, machine FROM leases JOIN macs USING (mac)"

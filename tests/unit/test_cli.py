@@ -117,7 +117,7 @@ def test_the_version(macvm: Run) -> None:
         (["create", "web1", "--ip", "dhcp", "--ip", "192.0.2.11"], "exclude one another"),
         (["create", "web1", "--gateway", "router"], "is no gateway"),
         (["create", "web1", "--mtu", "1"], "is no MTU"),
-        (["create", "web1", "--nic", "colour=red"], "keys: parent, mode"),
+        (["create", "web1", "--nic", "colour=red"], "keys: network, parent, mode"),
         (["create", "web1", "--vnc=0.0.0.0"], "--vnc-exposed"),
         (["create", "web1", "--vnc=[::]:5901"], "--vnc-exposed"),
         (["create", "web1", "--vnc=here"], "is no address to listen on"),
