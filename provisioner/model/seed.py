@@ -92,8 +92,10 @@ def _interfaces(nics: tuple[Nic, ...]) -> str:
     for index, nic in enumerate(nics):
         told, name = nic.addressing, f"eth{index}"
         stanzas.append(f"auto {name}\n")
+        # Of the first stanza: busybox's `dhcp` and `manual` know no option `mtu`.
+        mtu = [f"    pre-up ip link set dev {name} mtu {nic.mtu}"] if nic.mtu else []
         if told.dhcp:
-            stanzas.append(f"iface {name} inet dhcp\n")
+            stanzas.append("\n".join([f"iface {name} inet dhcp", *mtu]) + "\n")
         for interface in told.static:
             family = "inet" if interface.version == 4 else "inet6"
             length = (
@@ -101,9 +103,10 @@ def _interfaces(nics: tuple[Nic, ...]) -> str:
             )
             lines = [f"iface {name} {family} static", f"    address {interface.ip}", f"    netmask {length}"]
             lines += [f"    gateway {gateway}" for gateway in told.gateways if gateway.version == interface.version]
-            stanzas.append("\n".join(lines) + "\n")
+            stanzas.append("\n".join([*lines, *mtu]) + "\n")
+            mtu = []
         if not told.dhcp and not told.static:
-            stanzas.append(f"iface {name} inet manual\n")
+            stanzas.append("\n".join([f"iface {name} inet manual", *mtu]) + "\n")
     return "\n".join(stanzas)
 
 
@@ -121,6 +124,8 @@ def _dhcpcd_conf(nics: tuple[Nic, ...]) -> str:
         lines += [f"static routers={gateway}" for gateway in routers[:1]]
         if told.dns:
             lines.append(f"static domain_name_servers={' '.join(map(str, told.dns))}")
+        if nic.mtu:
+            lines.append(f"static interface_mtu={nic.mtu}")
         if not told.static:
             lines = [f"denyinterfaces eth{index}"]
         blocks.append("\n".join(lines) + "\n")

@@ -59,6 +59,7 @@ DUAL = Nic(
 MACHINES = {
     "one-static-nic": PLAIN,
     "dual-stack": PLAIN._replace(nics=(DUAL,)),
+    "small-mtu": PLAIN._replace(nics=(DUAL._replace(mtu=1400),)),
     "every-mode": PLAIN._replace(nics=ONE_OF_EACH),
     "libvirt-network": PLAIN._replace(nics=(Nic(mac(6), libvirt_network="default", addressing=parse_addressing([])),)),
     "direct-boot": PLAIN._replace(
