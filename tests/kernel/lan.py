@@ -130,12 +130,13 @@ def make_lan(make_space: Callable[[], Space]) -> Lan:
 class Frames:
     """What arrives at a device, the frames that it sends left out."""
 
-    def __init__(self, opened: socket.socket) -> None:
+    def __init__(self, opened: socket.socket, ipv6: bool) -> None:
         self._socket = opened
+        self._ipv6 = ipv6
 
     def now(self) -> list[Frame]:
-        """Those that have come since the last look, without what IPv6 says by itself when links come up."""
-        return [frame for frame in self._read(0) if frame.kind != ETH_P_IPV6]
+        """Those that have come since the last look."""
+        return list(self._read(0))
 
     def wait(self, wanted: Callable[[Frame], bool]) -> Frame:
         """The first that is wanted; those before it are dropped. Fails when it does not come."""
@@ -151,13 +152,15 @@ class Frames:
     def _read(self, seconds: float) -> Iterator[Frame]:
         """Waits for the first alone."""
         while select.select([self._socket], [], [], seconds)[0]:
-            yield _parse(*self._socket.recvmsg(65536, socket.CMSG_SPACE(_AUXDATA.size))[:2])
+            frame = _parse(*self._socket.recvmsg(65536, socket.CMSG_SPACE(_AUXDATA.size))[:2])
+            if self._ipv6 or frame.kind != ETH_P_IPV6:
+                yield frame
             seconds = 0
 
 
 @contextmanager
-def frames(space: Space, device: str = "eth0") -> Iterator[Frames]:
-    """Listens from here on."""
+def frames(space: Space, device: str = "eth0", *, ipv6: bool = False) -> Iterator[Frames]:
+    """Listens from here on, without `ipv6` to all but that: it says much by itself when links come up."""
     with in_namespace(space):
         opened = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
     with opened:
@@ -165,7 +168,7 @@ def frames(space: Space, device: str = "eth0") -> Iterator[Frames]:
         opened.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         opened.bind((device, ETH_P_ALL))
-        yield Frames(opened)
+        yield Frames(opened, ipv6)
 
 
 def _parse(data: bytes, ancillary: list[tuple[int, int, bytes]]) -> Frame:
