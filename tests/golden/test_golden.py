@@ -59,7 +59,6 @@ DUAL = Nic(
 MACHINES = {
     "one-static-nic": PLAIN,
     "dual-stack": PLAIN._replace(nics=(DUAL,)),
-    "small-mtu": PLAIN._replace(nics=(DUAL._replace(mtu=1400),)),
     "every-mode": PLAIN._replace(nics=ONE_OF_EACH),
     "libvirt-network": PLAIN._replace(nics=(Nic(mac(6), libvirt_network="default", addressing=parse_addressing([])),)),
     "direct-boot": PLAIN._replace(
@@ -211,6 +210,7 @@ SEEDS = {
         "web1", PLAIN.uuid, PLAIN.nics, ('ssh-ed25519 AAAA me@"here"',), b"", "cirros", "$6$salt$hash"
     ),
     "own-user-data": SeedRequest("web1", PLAIN.uuid, (), (), b"#!/bin/sh\ntrue\n"),
+    "small-mtu": SeedRequest("web1", PLAIN.uuid, (DUAL._replace(mtu=1400),)),
 }
 
 
