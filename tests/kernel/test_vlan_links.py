@@ -236,6 +236,8 @@ def test_an_ipvlan_has_its_parents_mac_and_reaches_the_lan(
         links.set_up(moved)
         links.add_default_route(ipaddress.ip_address("192.0.2.1"), moved)
     lan.peer.ip("addr add 203.0.113.1/32 dev lo")
+    if mode == "l3":  # it hears no broadcast, so nobody on the LAN can ask for it: its router must know the way
+        lan.peer.ip("route add 192.0.2.50/32 via 192.0.2.2")
     with frames(lan.peer) as seen:
         assert station.pings("203.0.113.1")
         assert {frame.source for frame in seen.now()} == {parent.mac}
