@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.actions import shims
 from provisioner.context import Context
 from provisioner.errors import Taken, Usage
 from provisioner.host import netlink, system
 from provisioner.host.leases import LeaseClaim, Leases, NicClaim
-from provisioner.model.ipam import Pick, Pool, pool_of
-from provisioner.model.network import Network, Subnet
 from provisioner.model.nic import Address, Addressing, Interface, Nic
+
+if TYPE_CHECKING:
+    from provisioner.model.ipam import Pick, Pool
+    from provisioner.model.network import Network, Subnet
 
 
 class Segment(NamedTuple):
@@ -27,6 +29,8 @@ class Segment(NamedTuple):
     dns: tuple[Address, ...] = ()
 
     def pool(self, subnet: Subnet) -> Pool:
+        from provisioner.model.ipam import pool_of  # which a NIC on a bare parent has no use for
+
         return pool_of(subnet, self.network.never_given() | self.reserved)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.actions import addresses, shims
 from provisioner.actions.addresses import Segment
@@ -17,9 +17,11 @@ from provisioner.host import netlink, system
 from provisioner.model.found import FoundMachine
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.network import Network
 from provisioner.model.nic import Address, Addressing, Interface, Nic, auto_needs_network, check_usable
 from provisioner.model.reach import Place, Station, expected
+
+if TYPE_CHECKING:
+    from provisioner.model.network import Network
 
 
 class Findings:
