@@ -173,7 +173,8 @@ def _assigned(
     leases: Leases, nic: Nic, segment: Segment, avoid: Collection[Address], kept: tuple[Interface, ...] = ()
 ) -> tuple[Nic, list[tuple[str, Pick]]]:
     """One address of each family, from the first subnet with room, beside those that are kept."""
-    network, static, picks = segment.network, list(kept), list[tuple[str, Pick]]()
+    network, static = segment.network, list(kept)
+    picks: list[tuple[str, Pick]] = []
     for version in {4, 6} - {interface.version for interface in kept}:
         subnets = [one for one in network.subnets if one.subnet.version == version]
         for one in subnets:
