@@ -433,7 +433,8 @@ def _converse(talk: _Talk, wire: socket.socket, pace: Pace, told: socket.socket 
         if ready:
             talk.hear()
     if unknown and talk.deaf:
-        raise OSError(errno.ENETDOWN, os.strerror(errno.ENETDOWN), "went down meanwhile")
+        number = errno.ENETDOWN if wire.getsockname()[0] else errno.ENODEV
+        raise OSError(number, os.strerror(number))
 
 
 def _random() -> float:
