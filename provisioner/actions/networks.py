@@ -13,6 +13,7 @@ from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Taken, Usage
 from provisioner.host import netlink, wire
+from provisioner.host.leases import Lease
 from provisioner.host.netlink import Link
 from provisioner.host.networks import Conflict, in_use, network_exists
 from provisioner.model.mode import MacvtapMode
@@ -233,7 +234,10 @@ def _view(context: Context, network: Network, links: Links) -> NetworkView:
         gateway, range_ = str(one.gateway) if one.gateway else None, str(one.range) if one.range else None
         subnets.append(SubnetView(str(one.subnet), gateway, range_, size, held, max(0, size - held)))
     parent = links.find(network.parent)
-    macs = {parent.mac, *(link.mac for link in links.on(parent))} if parent else set()
+    # Those of endpoints are on links in other namespaces.
+    macs = (
+        {parent.mac, *(link.mac for link in links.on(parent)), *netlink.macs_behind(parent.index)} if parent else set()
+    )
     leases = store.leases(network.name)
     return NetworkView(
         name=network.name,
@@ -245,9 +249,15 @@ def _view(context: Context, network: Network, links: Links) -> NetworkView:
         mtu=network.mtu,
         shim=network.shim,
         macs_on_parent=len(macs) if parent else None,
-        leases=tuple(LeaseView(lease.address, lease.machine, lease.mac, lease.since) for lease in leases),
+        leases=tuple(LeaseView(lease.address, lease.machine, _mac(lease, parent), lease.since) for lease in leases),
         conflicts=tuple(store.networks.conflicts(network.name)),
     )
+
+
+def _mac(lease: Lease, parent: Link | None) -> str:
+    """An endpoint that shares its parent's MAC is known to the store by its kind and name."""
+    shared = lease.mac.startswith(("ipvlan:", "passthrough:"))
+    return parent.mac if shared and parent else lease.mac
 
 
 def delete(context: Context, name: str) -> Network:

@@ -55,8 +55,10 @@ def choose_parent(host: Links, wanted: str, mode: MacvtapMode) -> str:
     return default
 
 
-def check_parent(host: Links, name: str, mode: MacvtapMode, mtu: int | None, *, take: bool) -> Link:
-    """The link that a macvtap on `name` really sits on.
+def check_parent(
+    host: Links, name: str, mode: MacvtapMode, mtu: int | None, *, take: bool, wireless: bool = False
+) -> Link:
+    """The link that a macvtap on `name` really sits on; `wireless` for what Wi-Fi can carry too.
 
     Raises NotFound, Unable for a link that cannot carry it, Taken where passthrough excludes it.
     """
@@ -67,7 +69,7 @@ def check_parent(host: Links, name: str, mode: MacvtapMode, mtu: int | None, *, 
     if link.kind in ("macvlan", "macvtap") and link.lower:
         # The kernel attaches to the macvlan's own parent (drivers/net/macvlan.c): say so from the start.
         link = next((lower for lower in host.all if lower.index == link.lower), link)
-    unfit = _unfit(link, host)
+    unfit = _unfit(link, host, wireless)
     if unfit:
         raise unfit
     if mtu and mtu > link.mtu:
@@ -78,11 +80,11 @@ def check_parent(host: Links, name: str, mode: MacvtapMode, mtu: int | None, *, 
     return link
 
 
-def _unfit(link: Link, host: Links) -> MacvmError | None:
+def _unfit(link: Link, host: Links, wireless: bool = False) -> MacvmError | None:
     if link.hardware != netlink.ARPHRD_ETHER or link.kind in _UNFIT_KINDS:
         kind = link.kind or ("the loopback" if link.name == "lo" else "another kind of link")
         return Unable(f"{link.name} is no Ethernet link ({kind}): it carries no macvtap", "choose an Ethernet link")
-    if netlink.is_wireless(link.name):
+    if not wireless and netlink.is_wireless(link.name):
         hint = "use a cable, or a NIC on libvirt's own network: --nic libvirt=default"
         return Unable(f"{link.name} is Wi-Fi: access points drop frames from MACs that did not associate", hint)
     if link.enslaved_to:

@@ -71,6 +71,10 @@ def make_plan(context: Context, request: CreateRequest) -> Plan:
         check_name(request.name)
         if any(machine.name == request.name for machine in there.machines):
             raise Taken(f"a machine named {request.name} exists already", "choose another name, or delete that one")
+        if context.reading_store and context.reading_store.has_endpoint(request.name):
+            from provisioner.host.endpoints import endpoint_exists
+
+            raise endpoint_exists(request.name)
     with findings.checking():
         _check_sizes(request)
     image = None

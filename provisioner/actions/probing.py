@@ -50,7 +50,14 @@ def vantage(parent: Link, number: int = 0) -> Iterator[str]:
         yield shim.name
         return
     name = PROBE_PREFIX + os.urandom(4).hex()
-    made = links.add_macvlan(name, parent, Mac.random(), f"{_ALIAS}{number}")
+    try:
+        made = links.add_macvlan(name, parent, Mac.random(), f"{_ALIAS}{number}")
+    except Taken:
+        # It carries ipvlans, which have its MAC: it hears all that they would.
+        made = None
+    if made is None:
+        yield parent.name
+        return
     try:
         links.sysctl(f"net/ipv6/conf/{name}/disable_ipv6", "1")
         links.set_up(made)

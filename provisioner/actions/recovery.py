@@ -17,6 +17,9 @@ from provisioner.model.names import Mac
 #: Seconds between the first look and the one that settles it.
 GRACE = 60.0
 
+#: What is finished, and not undone.
+_FORWARD = ("start", "delete", "detach", "endpoint-delete")
+
 #: What begins the sentence of a row that is still there.
 UNSETTLED = "not settled: "
 
@@ -52,6 +55,10 @@ def release_orphans(context: Context) -> list[str]:
             told += _release_machine(context, uuid, name)
         else:
             told += _release_nics(context, uuid, name)
+    if context.store.has_endpoint():
+        from provisioner.actions import endpoints
+
+        told += endpoints.release_gone(context)
     probing.clear(context)
     return [*told, *(f"removed: {name}, which no network is on" for name in vlans.clear(context))]
 
@@ -96,10 +103,14 @@ def _settle(context: Context, row: Unfinished, work: Work) -> str:
     if row.action in ("create", "delete"):
         # Closes the row itself, or leaves it where something remains.
         remove_all(context, work, Remains.read(row.machine, row.uuid, row.facts))
+    elif row.action.startswith("endpoint-"):
+        from provisioner.actions import endpoints
+
+        endpoints.settle(context, row, work)
     else:
         _settle_one_machine(context, row, work)
         work.close()
-    return f"{'finished' if row.action in ('start', 'delete', 'detach') else 'undid'}: {what}"
+    return f"{'finished' if row.action in _FORWARD else 'undid'}: {what}"
 
 
 def _settle_one_machine(context: Context, row: Unfinished, work: Work) -> None:

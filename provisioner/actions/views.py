@@ -47,16 +47,17 @@ class NicView(NamedTuple):
 
 
 class MachineView(NamedTuple):
-    """`made_by_macvm` tells whether macvm may delete it."""
+    """`made_by_macvm` tells whether macvm may delete it. `kind` is `machine` or `endpoint`; an endpoint has no UUID."""
 
     name: str
-    uuid: str
+    uuid: str | None
     state: str
     lab: str | None
     labels: dict[str, str]
     image: str | None
     nics: tuple[NicView, ...]
     made_by_macvm: bool
+    kind: str = "machine"
 
 
 class Listing(NamedTuple):
@@ -76,6 +77,32 @@ def look(context: Context) -> Listing:
     # With nothing running there is no host device to look for.
     links = _links_by_name(context) if any(nic.device for machine in found for nic in machine.nics) else {}
     return Listing(tuple(_machine_view(machine, leases, networks, links) for machine in found))
+
+
+def endpoints(context: Context) -> tuple[MachineView, ...]:
+    """The endpoints, each as a machine with one NIC."""
+    store = context.reading_store if context.hypervisor.is_local else None
+    if store is None or not store.has_endpoint():
+        return ()
+    from provisioner.actions.endpoints import list_all
+
+    found = []
+    for one in list_all(context):
+        link = {"down": "down", "up": "up", "gone": "gone"}.get(one.state, "unknown")
+        nic = NicView(
+            mac=one.mac or "",
+            mode=one.mode,
+            kernel_mode=one.mode if one.device else None,
+            parent=one.parent,
+            network=one.network,
+            device=one.device,
+            model=None,
+            link=link,
+            carrier=None,
+            addresses=one.addresses,
+        )
+        found.append(MachineView(one.name, None, "endpoint", None, {}, None, (nic,), True, "endpoint"))
+    return tuple(found)
 
 
 def show(context: Context, name: str) -> MachineView:

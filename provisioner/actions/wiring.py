@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import ipaddress
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -81,7 +82,9 @@ def plan_nics(
     for wanted in requests:
         with findings.checking():
             nic = _plan_wiring(context, wanted, there, start=start, take_parent=take_parent)
-            nic = nic._replace(mac=_choose_mac(context, wanted.mac, nic, there, planned), shim=nic.shim and shim)
+            if nic.direct:
+                check_endpoints(context, nic.parent, nic.mode)
+            nic = nic._replace(mac=choose_mac(context, wanted.mac, nic, there, planned), shim=nic.shim and shim)
             if nic.direct:
                 with findings.checking():
                     nic = give_addresses(context, nic, there, planned)
@@ -89,7 +92,7 @@ def plan_nics(
                     check_addresses(context, nic, planned)
             planned.append(nic)
             if nic.direct and nic.shim:
-                _note_reachability(nic, findings.notes)
+                note_reachability(nic, findings.notes, nic.mac)
     return tuple(planned)
 
 
@@ -134,6 +137,32 @@ def on_network(there: Surroundings, wanted: NicRequest, network: Network, *, tak
     )
 
 
+def check_endpoints(context: Context, parent: str, mode: enum.Enum) -> None:
+    """Against the endpoints on a parent, whose links are in namespaces of their own, where no look at the host's finds
+    them. `mode` is a macvtap's, a macvlan's or an ipvlan's.
+
+    All ipvlans of a parent have one mode, and beside them there are no macvlans or macvtaps (drivers/net/ipvlan).
+    Raises Taken.
+    """
+    store = context.reading_store
+    if store is None or not store.has_endpoint():
+        return
+    from provisioner.host.endpoints import Endpoints
+    from provisioner.model.endpoint import IpvlanMode
+
+    for other in Endpoints(store).all():
+        if other.nic.parent != parent:
+            continue
+        hint = f"choose another parent, or delete it: macvm endpoint delete {other.name}"
+        said = f"{parent} carries the {other.kind} of the endpoint {other.name}, in mode {other.mode.value}"
+        if isinstance(mode, IpvlanMode) != isinstance(other.mode, IpvlanMode):
+            raise Taken(f"{said}: a link carries macvlans and macvtaps, or ipvlans, never both", hint)
+        if isinstance(mode, IpvlanMode) and mode is not other.mode:
+            raise Taken(f"{said}: all ipvlans of one parent have one mode", f"--ipvlan {other.mode.value}, or: {hint}")
+        if "passthrough" in (mode.value, other.mode.value):
+            raise Taken(f"{said}: passthrough shares its parent with nobody", hint)
+
+
 def give_addresses(context: Context, nic: Nic, there: Surroundings, planned: Sequence[Nic]) -> Nic:
     """What a NIC's guest is told, with all that can be known of it. On a network, the addresses that it would get now:
     they are claimed later, and may be others by then."""
@@ -147,7 +176,7 @@ def give_addresses(context: Context, nic: Nic, there: Surroundings, planned: Seq
     return nic._replace(addressing=addresses.told_on(segment, nic.addressing))
 
 
-def _choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: Surroundings, planned: list[Nic]) -> Mac:
+def choose_mac(context: Context, wanted: Mac | None, nic: Nic, there: Surroundings, planned: list[Nic]) -> Mac:
     """A free MAC: the kernel refuses the same one twice on a parent, but at start, and without saying whose it is."""
     holders: dict[str, str] = {link.mac: f"the link {link.name}" for link in there.links.all}
     holders |= {found.mac: f"machine {machine.name}" for machine in there.machines for found in machine.nics}
@@ -241,15 +270,16 @@ def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
             raise Usage(f"address {address} is given to two NICs", "give each NIC its own")
 
 
-def _note_reachability(nic: Nic, notes: list[str]) -> None:
+def note_reachability(nic: Nic, notes: list[str], who: str) -> None:
+    """What a NIC's mode means for whom it reaches; `who` is what it is called."""
     host, guest = Station(Place.HOST, nic.parent), Station(nic.mode, nic.parent)
     if not shims.reaches_host(nic.mode):
         why = expected(host, guest, hairpin=True).reason
-        notes.append(f"the host cannot reach {nic.mac} in mode {nic.mode.value}: {why}")
+        notes.append(f"the host cannot reach {who} in mode {nic.mode.value}: {why}")
         return
     without_hairpin = expected(host, guest, hairpin=False)
     if not without_hairpin.unicast:
-        notes.append(f"{nic.mac} reaches the host and its neighbours by way of the switch: {without_hairpin.reason}")
+        notes.append(f"{who} reaches the host and its neighbours by way of the switch: {without_hairpin.reason}")
     for address in nic.addressing.addresses:
         if shims.pinned_source(nic.parent, address) is None:
             notes.append(f"no route from this host to {address}: {nic.parent} has no address in its subnet")

@@ -70,6 +70,22 @@ def network_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [_item(name, text) for name, text in found if name.startswith(incomplete) and name not in given]
 
 
+def endpoint_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The endpoints there are."""
+
+    def look(context: Context) -> list[tuple[str, str]]:
+        store = context.reading_store
+        if store is None or not store.has_endpoint():
+            return []
+        from provisioner.host.endpoints import Endpoints
+
+        return [(one.name, f"{one.mode.value} on {one.nic.parent}") for one in Endpoints(store).all()]
+
+    given = ctx.params.get(param.name or "") or ()
+    found = _ask(ctx, look) or ()
+    return [_item(name, text) for name, text in found if name.startswith(incomplete) and name not in given]
+
+
 def _item(name: str, text: str) -> CompletionItem:
     from click.shell_completion import CompletionItem
 

@@ -34,6 +34,7 @@ COMMANDS = {
     "wait": (_MACHINES, "wait", "Wait until VMs answer."),
     "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
+    "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),
     "image": ("provisioner.cli.images", "image", "The images that VMs are made from."),
     "gc": ("provisioner.cli.upkeep", "gc", "Finish or undo what was left unfinished."),
     "sandbox": (_SANDBOX, "sandbox", "A KVM host in namespaces, to try things without touching your LAN."),

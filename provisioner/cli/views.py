@@ -35,7 +35,7 @@ def print_machine(machine: MachineView) -> None:
         [
             ("name", machine.name),
             ("state", machine.state),
-            ("uuid", machine.uuid),
+            ("uuid", machine.uuid or ""),
             ("image", machine.image or ""),
             ("lab", machine.lab or ""),
             ("labels", ", ".join(f"{key}={value}" for key, value in machine.labels.items())),
@@ -53,14 +53,16 @@ def print_machine(machine: MachineView) -> None:
 @click.option("--lab", metavar="L", help="Only this lab's.")
 @click.option("-l", "--label", "labels", multiple=True, type=words.LABEL, help="Only those with this label.")
 def list_(globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]) -> None:
-    """List VMs with their NICs and addresses, whoever made them."""
+    """List VMs with their NICs and addresses, whoever made them, and endpoints after them."""
     with looking() as (context, options):
         listing = views.look(context)
-        chosen = views.select(listing.machines, globs if not listing.problem else (), lab, labels)
+        everyone = (*listing.machines, *views.endpoints(context))
+        chosen = views.select(everyone, globs if not listing.problem else (), lab, labels)
         if options.output == "json":
             render.print_json(chosen)
         elif options.output == "name":
-            render.print_names(machine.name for machine in chosen)
+            # For `start`, `stop` and the like, which take no endpoint.
+            render.print_names(machine.name for machine in chosen if machine.kind == "machine")
         else:
             _print_list(chosen)
         if listing.problem:

@@ -62,6 +62,11 @@ class Leases:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
 
+    @property
+    def db(self) -> sqlite3.Connection:
+        """For rows of other tables that are part of a claim."""
+        return self._db
+
     def _first(self, sql: str, *values: object) -> sqlite3.Row | None:
         found: sqlite3.Row | None = self._db.execute(sql, values).fetchone()
         return found

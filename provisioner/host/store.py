@@ -173,6 +173,10 @@ class Store:
         rows = self.rows("SELECT mac, network FROM macs WHERE network IS NOT NULL")
         return {row["mac"]: row["network"] for row in rows}
 
+    def has_endpoint(self, name: str = "") -> bool:
+        """Of a name, or any."""
+        return bool(self.rows("SELECT 1 FROM endpoints WHERE ? IN (name, '') LIMIT 1", (name,)))
+
     def leases(self, network: str | None = None) -> list[Lease]:
         """All of them, or a network's."""
         sql = "SELECT leases.*, owner, machine FROM leases JOIN macs USING (mac)"
@@ -193,7 +197,8 @@ class Store:
 
     def machines(self) -> dict[str, str]:
         """UUID to name of every machine that holds a MAC: what is known while libvirt cannot be asked."""
-        return {row["owner"]: row["machine"] for row in self.rows("SELECT DISTINCT owner, machine FROM macs")}
+        sql = "SELECT DISTINCT owner, machine FROM macs WHERE owner NOT LIKE 'endpoint/%'"
+        return {row["owner"]: row["machine"] for row in self.rows(sql)}
 
     # files that macvm made
 

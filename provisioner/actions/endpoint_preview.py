@@ -1,0 +1,72 @@
+"""What `endpoint create` and `endpoint delete` would do, as lines of `ip`, `nsenter` and `sysctl`."""
+
+from __future__ import annotations
+
+from provisioner.actions import endpoints, passthrough, shims
+from provisioner.actions.endpoint_spaces import alias_of, first_of_each_family, resolv_conf
+from provisioner.actions.endpoints import EndpointRequest
+from provisioner.actions.preview import shim_lines
+from provisioner.context import Context
+from provisioner.host import links, netlink
+from provisioner.model.endpoint import Endpoint, IpvlanMode, MacvlanMode
+from provisioner.model.names import shim_name
+
+
+def create(context: Context, request: EndpointRequest) -> list[str]:
+    """Raises Problems, as `create` does."""
+    plan = endpoints.plan(context, request)
+    endpoint, nic = plan.endpoint, plan.endpoint.nic
+    inside, space = _inside(endpoint)
+    lines = [f"ip netns add {endpoint.namespace}"] if endpoint.own else []
+    lines += passthrough.making_lines(nic.parent, nic.mode)
+    lines += [
+        f"ip link add {endpoint.link} link {nic.parent} {_kind(endpoint)}",
+        *(f"ip link set {endpoint.link} type macvlan macaddr add {mac}" for mac in endpoint.sources),
+        f"ip link set {endpoint.link} alias {alias_of(endpoint)}",
+        f"ip link set {endpoint.link} netns {space} name eth0",
+        *([f"{inside} link set lo up"] if endpoint.own else []),
+        *([f"{inside} link set eth0 mtu {nic.mtu}"] if nic.mtu else []),
+        f"{inside} link set eth0 up",
+        *(f"{inside} address add {interface} dev eth0" for interface in nic.addressing.static),
+    ]
+    for gateway in first_of_each_family(nic.addressing.gateways):
+        lines.append(f"{inside} route add default via {gateway} dev eth0 proto {links.PROTOCOL}")
+    if nic.addressing.dns:
+        servers = ", ".join(map(str, nic.addressing.dns))
+        lines.append(f"# {resolv_conf(context, endpoint)}: nameserver {servers}")
+    for route in shims.guest_routes(nic):
+        lines += [line for line in shim_lines(route) if line not in lines]
+    return [*lines, *(f"# note: {note}" for note in plan.notes)]
+
+
+def _kind(endpoint: Endpoint) -> str:
+    if isinstance(endpoint.mode, IpvlanMode):
+        return f"type ipvlan mode {endpoint.mode.value}"
+    if endpoint.mode is MacvlanMode.PASSTHROUGH:
+        return f"type macvlan mode {links.kernel_mode(endpoint.nic.mode)}"
+    return f"address {endpoint.nic.mac} type macvlan mode {endpoint.mode.value}"
+
+
+def _inside(endpoint: Endpoint) -> tuple[str, str]:
+    """How `ip` is run in the namespace, and how it names it."""
+    where = endpoint.namespace
+    if where.isdigit():
+        return f"nsenter --net=/proc/{where}/ns/net ip", where
+    return (f"nsenter --net={where} ip" if "/" in where else f"ip -n {where}"), where
+
+
+def delete(context: Context, name: str) -> list[str]:
+    """Raises NotFound."""
+    endpoint, store = endpoints.get(context, name), context.reading_store
+    found = next(one for one in endpoints.list_all(context) if one.name == name)
+    inside, _ = _inside(endpoint)
+    lines = [f"{inside} link del {found.device}"] if found.device else []
+    lines += [f"ip netns delete {endpoint.namespace}"] if endpoint.own else []
+    lines += [f"rm {path}" for path in store.files_of(endpoint.owner)] if store else []
+    for route in shims.routes_of(store.leases(), endpoint.owner) if store else ():
+        parent = netlink.find_link(route.parent)
+        shim = shims.find_shim(parent) if parent else None
+        device = shim.name if shim else shim_name(route.parent)
+        lines.append(f"ip route del {route.address} dev {device} proto {links.PROTOCOL}")
+        lines.append(f"ip neigh del {route.address} dev {device}")
+    return lines
