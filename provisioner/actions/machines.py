@@ -21,7 +21,7 @@ from provisioner.host import disks
 from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
 from provisioner.model.names import check_name
-from provisioner.model.nic import Address, check_usable
+from provisioner.model.nic import Address, Nic, check_usable
 
 
 class Created(NamedTuple):
@@ -82,12 +82,12 @@ def unused_name(context: Context) -> str:
 
 
 def check(context: Context, requests: Sequence[CreateRequest]) -> None:
-    """Raises Problems with what stands in the way of any of them; changes nothing."""
+    """Raises Problems with what stands in the way of any of them, as a pool without room for all; changes nothing."""
     context.require_local_root("creating a VM")
-    findings = Findings()
+    findings, planned = Findings(), list[Nic]()
     for request in requests:
         with findings.checking():
-            make_plan(context, request)
+            planned += make_plan(context, request, planned).machine.nics
     findings.finish()
 
 

@@ -148,7 +148,9 @@ def _rewired(context: Context, before: Nic, asked: Change, there: Surroundings) 
     wanted = NicRequest(asked.mode, asked.parent or "", network=asked.network, addressing=Addressing(auto=True))
     network_ = there.segment(context, asked.network).network
     nic = on_network(there, wanted, network_, take_parent=asked.take_parent)
-    return nic._replace(mac=before.mac, model=before.model, mtu=nic.mtu or before.mtu)
+    # One that came from the network before goes with it.
+    mtu = nic.mtu if before.network else nic.mtu or before.mtu
+    return nic._replace(mac=before.mac, model=before.model, mtu=mtu)
 
 
 def _changes_live(before: Nic, after: Nic) -> bool:

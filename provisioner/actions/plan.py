@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,8 +62,9 @@ class Plan(NamedTuple):
         return self._replace(machine=self.machine._replace(nics=nics), told=self.told._replace(nics=nics))
 
 
-def make_plan(context: Context, request: CreateRequest) -> Plan:
-    """Raises Problems with everything that stands in the way, Unable where libvirt is not this host's own."""
+def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = ()) -> Plan:
+    """`others` are the NICs of machines that are made before this one. Raises Problems with everything that stands in
+    the way, Unable where libvirt is not this host's own."""
     context.require_local("creating a VM")
     findings = Findings()
     there = Surroundings.look(context)
@@ -93,6 +94,7 @@ def make_plan(context: Context, request: CreateRequest) -> Plan:
         request.nics,
         there,
         findings,
+        others,
         start=request.start,
         shim=request.shim,
         take_parent=request.take_parent,

@@ -84,6 +84,29 @@ def shim_lines(route: shims.GuestRoute) -> list[str]:
     return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
 
 
+def unrouting_lines(context: Context, routes: Sequence[shims.GuestRoute]) -> list[str]:
+    """The `ip` lines that take routes away, and each shim that nothing else is behind."""
+    lines = []
+    for route in routes:
+        name = _shim_name(route.parent)
+        if name:
+            lines.append(f"ip route del {route.address} dev {name} proto {links.PROTOCOL}")
+            lines.append(f"ip neigh del {route.address} dev {name}")
+    store, going = context.reading_store, {(route.parent, str(route.address)) for route in routes}
+    left = (
+        {one.parent for one in store.leases() if one.served and (one.parent, one.address) not in going} if store else ()
+    )
+    parents = dict.fromkeys(route.parent for route in routes if route.parent not in left)
+    return [*lines, *(f"ip link del {name}" for name in map(_shim_name, parents) if name)]
+
+
+def _shim_name(parent: str) -> str:
+    """Empty where there is none."""
+    link = netlink.find_link(parent)
+    shim = shims.find_shim(link) if link else None
+    return shim.name if shim else ""
+
+
 def attach(context: Context, name: str, wanted: NicRequest, options: attaching.AttachOptions) -> list[str]:
     machine, nic, (live, config), _, notes = attaching.plan_attach(context, name, wanted, options)
     lines = [f"# NIC.xml: {nic_xml(nic, trust=options.trust)}"]
@@ -118,9 +141,11 @@ def change(context: Context, name: str, wanted: str | None, asked: nic_changes.C
     for half, there in (("--live", plan.live), ("--config", plan.config)):
         if asked.link and there:
             lines.append(f"virsh domif-setlink {machine} {found.mac} {asked.link} {half}".removesuffix(" --live"))
-    for route in shims.guest_routes(after) if plan.live and asked.addressing is not None else ():
-        lines += shim_lines(route)
-    return lines
+    old, new = _routes(context, plan.machine), shims.guest_routes(after)
+    for route in new if plan.live else ():
+        lines += [line for line in shim_lines(route) if line not in lines] if route not in old else []
+    gone = [route for route in old if route.mac == found.mac and route not in new]
+    return lines + unrouting_lines(context, gone)
 
 
 def _machines(context: Context, names: Sequence[str]) -> list[FoundMachine]:
@@ -166,18 +191,14 @@ def autostart_off(context: Context, names: Sequence[str]) -> list[str]:
 
 
 def delete(context: Context, names: Sequence[str]) -> list[str]:
-    lines = []
-    for machine in _machines(context, names):
+    lines, machines = [], _machines(context, names)
+    for machine in machines:
         if machine.marks is None:
             raise Unable(f"{machine.name} was not made by macvm", f"virsh undefine {machine.name}")
         lines += [f"virsh destroy {machine.name}", f"virsh undefine --nvram {machine.name}"]
         store = context.reading_store
         lines += [f"rm {shlex.quote(str(path))}" for path in store.files_of(machine.uuid)] if store else []
-        for route in _routes(context, machine):
-            name = shim_name(route.parent)
-            lines.append(f"ip route del {route.address} dev {name} proto {links.PROTOCOL}")
-            lines.append(f"ip neigh del {route.address} dev {name}")
-    return lines
+    return lines + unrouting_lines(context, [route for one in machines for route in _routes(context, one)])
 
 
 def create_network(context: Context, request: networks.NetworkRequest) -> list[str]:

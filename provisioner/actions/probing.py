@@ -203,8 +203,11 @@ def _claiming(claim_others: ClaimOthers, found: Sequence[InUse], avoid: Collecti
 
 def notes_of(found: Sequence[InUse], nics: Iterable[Nic]) -> list[str]:
     """What the user is told of conflicts."""
-    now = {nic.mac: nic.addressing for nic in nics}
-    return [f"{one.address} is in use on the LAN by {one.mac}: {now[one.nic.mac]} instead" for one in found]
+    now = {(nic.mac, address.version): address for nic in nics for address in nic.addressing.addresses}
+    return [
+        f"{one.address} is in use on the LAN by {one.mac}: {now[one.nic.mac, one.address.version]} instead"
+        for one in found
+    ]
 
 
 def clear(context: Context) -> None:

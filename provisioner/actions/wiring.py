@@ -72,13 +72,15 @@ def plan_nics(
     requests: Sequence[NicRequest],
     there: Surroundings,
     findings: Findings,
+    others: Sequence[Nic] = (),
     *,
     start: bool = True,
     shim: bool = True,
     take_parent: bool = False,
 ) -> tuple[Nic, ...]:
-    """The NICs as they will be; problems and notes go into `findings`. `start`: they are to work at once."""
-    planned: list[Nic] = []
+    """The NICs as they will be; problems and notes go into `findings`. `start`: they are to work at once. `others` are
+    planned too, for machines that are made before this one."""
+    planned: list[Nic] = list(others)
     for wanted in requests:
         with findings.checking():
             nic = _plan_wiring(context, wanted, there, start=start, take_parent=take_parent)
@@ -93,7 +95,7 @@ def plan_nics(
             planned.append(nic)
             if nic.direct and nic.shim:
                 note_reachability(nic, findings.notes, nic.mac)
-    return tuple(planned)
+    return tuple(planned[len(others) :])
 
 
 def _plan_wiring(context: Context, wanted: NicRequest, there: Surroundings, *, start: bool, take_parent: bool) -> Nic:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,8 +86,8 @@ def _rows(one: NetworkView) -> list[tuple[str, ...]]:
 
 
 def _count(number: int) -> str:
-    """An IPv6 subnet's 20 digits say nothing."""
-    return str(number) if number < 1_000_000 else f"2^{number.bit_length() - 1}"
+    """An IPv6 subnet's 20 digits say nothing; that a few of a /64's 2^64 are taken does not show."""
+    return str(number) if number < 1_000_000 else f"2^{round(math.log2(number))}"
 
 
 @network.command()
