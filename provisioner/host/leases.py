@@ -7,6 +7,7 @@ LAN cannot both have it.
 from __future__ import annotations
 
 import ipaddress
+import socket
 import sqlite3
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -140,8 +141,17 @@ class Leases:
             text = str(address)
             return bool(address in avoid or self.holder(parent, text) or self._first(waits, network, text))
 
+        def all_held() -> set[int]:
+            return self._held(parent, pool.first.version) | {int(address) for address in avoid}
+
         start = ipaddress.ip_address(row["next"]) if row["next"] else None
-        return ipam.pick(pool, start, is_held, self._released(network, parent, subnet, avoid))
+        return ipam.pick(pool, start, is_held, self._released(network, parent, subnet, avoid), all_held)
+
+    def _held(self, parent: str, version: int) -> set[int]:
+        """The addresses of a family that are held on a parent's LAN. 65,000 of them take `ip_address` 0.1 s longer."""
+        family, mark = (socket.AF_INET, "%.%") if version == 4 else (socket.AF_INET6, "%:%")
+        rows = self._db.execute("SELECT address FROM leases WHERE parent = ? AND address LIKE ?", (parent, mark))
+        return {int.from_bytes(socket.inet_pton(family, row["address"])) for row in rows}
 
     def _released(self, network: str, parent: str, subnet: str, avoid: Collection[Address]) -> Iterator[Address]:
         sql = "SELECT address FROM released WHERE network = ? AND subnet = ? ORDER BY turn"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from provisioner.errors import NotFound, Taken
 from provisioner.host.leases import now
 from provisioner.model.names import printable
-from provisioner.model.network import Network
+from provisioner.model.network import Network, check_disjoint
 
 if TYPE_CHECKING:
     from provisioner.host.store import Store
@@ -45,10 +45,12 @@ class Networks:
         return [row["name"] for row in self._store.rows("SELECT name FROM networks ORDER BY name")]
 
     def add(self, network: Network) -> None:
-        """Raises Taken."""
+        """Raises Taken, also where another network on its parent gives out the same addresses."""
         with self._store.change() as db:
             if db.execute("SELECT 1 FROM networks WHERE name = ?", (network.name,)).fetchone():
                 raise network_exists(network.name)
+            rows = db.execute("SELECT facts FROM networks WHERE parent = ?", (network.parent,))
+            check_disjoint(network, (Network.from_json(row["facts"]) for row in rows))
             db.execute(
                 "INSERT INTO networks VALUES (?, ?, ?, ?)", (network.name, network.parent, network.to_json(), now())
             )

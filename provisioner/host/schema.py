@@ -61,6 +61,7 @@ MIGRATIONS = (
     CREATE INDEX leases_by_network ON leases (network, subnet);
     CREATE INDEX macs_by_owner ON macs (owner);
     CREATE INDEX macs_by_network ON macs (network);
+    CREATE INDEX journal_by_machine ON journal (machine);
     INSERT INTO leases SELECT substr(network, 8), address, mac, '', '', parent <> '', since FROM old_leases;
     DROP TABLE old_leases;
     CREATE TRIGGER lease_released AFTER DELETE ON leases WHEN OLD.subnet <> '' BEGIN
@@ -86,22 +87,35 @@ def _statements(script: str) -> Iterator[str]:
         if sqlite3.complete_statement(statement):
             yield statement
             statement = ""
+    if statement:
+        yield statement  # which SQLite refuses: a quote or a trigger without its end
 
 
 def migrate(connection: sqlite3.Connection, path: Path) -> None:
     """Brings a store up to date, all of it or not at all; a copy of the old one stays beside it. Raises Unable."""
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(connection)
     if version > len(MIGRATIONS):
         raise newer(path, version)
     if version == len(MIGRATIONS):
         return
-    if version:
-        with contextlib.closing(sqlite3.connect(f"{path}.v{version}")) as copy:
-            connection.backup(copy)
     connection.execute("BEGIN IMMEDIATE")
-    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    version = _version(connection)
+    if 0 < version < len(MIGRATIONS):
+        # By another connection, since one that writes does not copy; and while this one holds the write lock, so that
+        # what is copied is the old store as it ends, whoever else is about to bring it up to date.
+        with _connected(path) as reader, _connected(Path(f"{path}.v{version}")) as copy:
+            reader.backup(copy)
     for number in range(version, len(MIGRATIONS)):
         for statement in _statements(MIGRATIONS[number]):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {number + 1}")
     connection.execute("COMMIT")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    found: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    return found
+
+
+def _connected(path: Path) -> contextlib.closing[sqlite3.Connection]:
+    return contextlib.closing(sqlite3.connect(path))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Container, Iterable
 from typing import NamedTuple
 
 from provisioner.model.network import Subnet
@@ -35,7 +35,7 @@ def pool_of(subnet: Subnet, reserved: Collection[Address] = ()) -> Pool:
     """What a subnet has to give out: its range, but for the subnet's own network and broadcast address, its gateway and
     what is reserved.
 
-    All of a /31, /32 (RFC 3021) and of a /127, /128 (RFC 6164) may be used; in a longer IPv6 subnet the first address
+    All of a /31, /32 (RFC 3021) and of a /127, /128 (RFC 6164) may be used; in a larger IPv6 subnet the first address
     is every router's (RFC 4291, 2.6.1), and the last is like any other.
     """
     range_, whole = subnet.given_out, subnet.subnet
@@ -55,12 +55,17 @@ class Pick(NamedTuple):
 
 
 def pick(
-    pool: Pool, start: Address | None, is_held: Callable[[Address], bool], released: Iterable[Address]
+    pool: Pool,
+    start: Address | None,
+    is_held: Callable[[Address], bool],
+    released: Iterable[Address],
+    all_held: Callable[[], Container[int]],
 ) -> Pick | None:
     """The next address after the last one given, while there are such as nobody has had; then those that were given
     back, longest ago first. None: the pool is exhausted.
 
-    `start` is an earlier pick's `next`; `is_held` also tells of those that were given back and wait for their turn.
+    `start` is an earlier pick's `next`; `is_held` also tells of those that were given back and wait for their turn;
+    `all_held` are the held ones as numbers, asked for only before a pool is said to be exhausted.
     """
     fresh = _next_free(pool, start, is_held)
     if fresh is not None:
@@ -69,8 +74,7 @@ def pick(
         if address in pool:
             return Pick(address, None)
     if int(pool.last) - int(pool.first) < _SEARCHABLE:
-        found = _next_free(pool, pool.first, is_held)
-        return None if found is None else Pick(found, None)
+        return _passed_over(pool, all_held())
     return None
 
 
@@ -86,4 +90,12 @@ def _next_free(pool: Pool, start: Address | None, is_held: Callable[[Address], b
         if address not in pool.never and not is_held(address):
             return address
         number += 1
+    return None
+
+
+def _passed_over(pool: Pool, held: Container[int]) -> Pick | None:
+    kind, never = type(pool.first), {int(address) for address in pool.never}
+    for number in range(int(pool.first), int(pool.last) + 1):
+        if number not in held and number not in never:
+            return Pick(kind(number), None)
     return None

@@ -7,12 +7,25 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from provisioner.errors import Usage
+from provisioner.errors import Taken, Usage
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import check_name, printable
 from provisioner.model.nic import Address, Interface, check_usable, parse_address
 
 AnyNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+#: What is no unicast address of a LAN's: this network, loopback, link-local, multicast, the limited broadcast address
+#: (RFC 6890); unspecified, loopback, link-local and multicast (RFC 4291).
+_UNFIT = (
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255",
+    "::/127",
+    "fe80::/10",
+    "ff00::/8",
+)
 
 
 class Range(NamedTuple):
@@ -120,31 +133,40 @@ def _inside(address: Address, subnet: AnyNetwork) -> bool:
 
 def parse_subnet(text: str) -> AnyNetwork:
     """Raises Usage, also for an address inside a subnet, and for subnets that no guest lives in."""
+    text = text.strip()
+    address, slash, _ = text.partition("/")
     try:
-        found = ipaddress.ip_network(text.strip(), strict=False)
+        found = ipaddress.ip_network(text, strict=False)
     except ValueError:
         hint = "ADDRESS/LENGTH, such as 192.0.2.0/24 or 2001:db8::/64"
         raise Usage(f"{printable(text)} is no subnet", hint) from None
-    if "/" not in text:
-        raise Usage(
-            f"{printable(text)} has no length", f"say it: {found.network_address}/{24 if found.version == 4 else 64}"
-        )
-    if ipaddress.ip_interface(text.strip()).ip != found.network_address:
-        raise Usage(f"{text.strip()} is an address in a subnet, not a subnet", f"did you mean {found}?")
-    if found.is_multicast or found.is_loopback or found.is_link_local or found.network_address.is_unspecified:
-        raise Usage(f"no guest can live in {found}", "a unicast subnet, such as 192.0.2.0/24 or 2001:db8::/64")
+    first = parse_address(address, "subnet")  # a zone, which ipaddress takes, is none of a subnet's
+    if not slash:
+        likely = ipaddress.ip_network((first, 24 if first.version == 4 else 64), strict=False)
+        raise Usage(f"{text} has no length", f"say it: {likely}")
+    if first != found.network_address:
+        raise Usage(f"{text} is an address in a subnet, not a subnet", f"did you mean {found}?")
+    for unfit in map(ipaddress.ip_network, _UNFIT):
+        if found.overlaps(unfit):
+            said = f"no guest can live in {found}" if found == unfit else f"no guest can live in {found}: {unfit}"
+            raise Usage(said, "a unicast subnet, such as 192.0.2.0/24 or 2001:db8::/64")
     return found
 
 
 def parse_range(text: str) -> Range:
     """`192.0.2.64/27`, or `192.0.2.64-192.0.2.80`. Raises Usage."""
-    first, sign, last = text.partition("-")
+    hint = "FIRST-LAST, or ADDRESS/LENGTH, such as 192.0.2.64/27"
+    first, sign, last = text.strip().partition("-")
     if sign:
-        ends = parse_address(first, "address"), parse_address(last, "address")
-        if ends[0].version != ends[1].version or int(ends[0]) > int(ends[1]):
-            raise Usage(f"{printable(text)} is no range: it ends before it begins", "FIRST-LAST, or ADDRESS/LENGTH")
-        return Range(*ends)
-    found = parse_subnet(text)
+        start, end = parse_address(first), parse_address(last)
+        if start.version != end.version:
+            raise Usage(f"{start}-{end} is no range: its ends are of two families", hint)
+        if int(start) > int(end):
+            raise Usage(f"{start}-{end} is no range: it ends before it begins", hint)
+        return Range(start, end)
+    if "/" not in first:
+        raise Usage(f"{printable(first)} is no range", hint)
+    found = parse_subnet(first)
     return Range(found[0], found[-1])
 
 
@@ -166,8 +188,9 @@ def assemble_subnets(
             if one.overlaps(other):
                 raise Usage(f"the subnets {other} and {one} overlap", "give each address space once")
     made = [Subnet(subnet) for subnet in subnets]
-    for gateway in gateways:
-        at = _place(made, gateway, f"gateway {gateway}")
+    # A gateway inside a subnet leaves the others to the link-local ones, which lie in none.
+    for gateway in sorted(gateways, key=lambda gateway: gateway.is_link_local):
+        at = _routed_by(made, gateway)
         if made[at].gateway:
             raise Usage(f"{made[at].subnet} has two gateways, {made[at].gateway} and {gateway}", "give it one")
         if not gateway.is_link_local:
@@ -187,11 +210,18 @@ def _interface(address: Address, subnet: AnyNetwork) -> Interface:
     return ipaddress.ip_interface((address, subnet.prefixlen))
 
 
+def _routed_by(subnets: Sequence[Subnet], gateway: Address) -> int:
+    # RFC 4861: an IPv6 router announces itself by its link-local address, which lies in no subnet of ours.
+    if gateway.version == 6 and gateway.is_link_local:
+        ours = [number for number, one in enumerate(subnets) if one.subnet.version == 6]
+        if ours:
+            return next((number for number in ours if not subnets[number].gateway), ours[-1])
+    return _place(subnets, gateway, f"gateway {gateway}")
+
+
 def _place(subnets: Sequence[Subnet], address: Address, what: str) -> int:
     for number, one in enumerate(subnets):
-        # RFC 4861: an IPv6 router announces itself by its link-local address, which lies in no subnet of ours.
-        routes_here = address.is_link_local and one.subnet.version == address.version == 6 and not one.gateway
-        if _inside(address, one.subnet) or routes_here:
+        if _inside(address, one.subnet):
             return number
     all_of_them = ", ".join(str(one.subnet) for one in subnets) or "none"
     raise Usage(f"{what} lies in no subnet of the network ({all_of_them})", "check it, or add the --subnet")
@@ -218,3 +248,19 @@ def overlap(mine: Range, other: Range) -> Range | None:
         return None
     kind = type(mine.first)
     return Range(kind(first), kind(last))
+
+
+def check_disjoint(network: Network, others: Iterable[Network]) -> None:
+    """Raises Taken where another network on the same parent gives out addresses of this one's, with those of both."""
+    for other in others:
+        if other.parent != network.parent:
+            continue
+        for mine in network.subnets:
+            for theirs in other.subnets:
+                both = overlap(mine.given_out, theirs.given_out)
+                if both:
+                    raise Taken(
+                        f"{mine.subnet} overlaps {theirs.subnet} of the network {other.name}, on {network.parent} too: "
+                        f"both would give out {both}",
+                        "give each of them an --ip-range of its own",
+                    )
