@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from provisioner.actions import endpoints, passthrough, shims
+from provisioner.actions import endpoint_plan as plans
+from provisioner.actions import passthrough, shims
+from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.endpoint_spaces import alias_of, first_of_each_family, resolv_conf
-from provisioner.actions.endpoints import EndpointRequest
+from provisioner.actions.endpoint_views import get, list_all
 from provisioner.actions.preview import shim_lines
 from provisioner.context import Context
 from provisioner.host import links, netlink
@@ -14,7 +16,7 @@ from provisioner.model.names import shim_name
 
 def create(context: Context, request: EndpointRequest) -> list[str]:
     """Raises Problems, as `create` does."""
-    plan = endpoints.plan(context, request)
+    plan = plans.plan(context, request)
     endpoint, nic = plan.endpoint, plan.endpoint.nic
     inside, space = _inside(endpoint)
     lines = [f"ip netns add {endpoint.namespace}"] if endpoint.own else []
@@ -57,8 +59,8 @@ def _inside(endpoint: Endpoint) -> tuple[str, str]:
 
 def delete(context: Context, name: str) -> list[str]:
     """Raises NotFound."""
-    endpoint, store = endpoints.get(context, name), context.reading_store
-    found = next(one for one in endpoints.list_all(context) if one.name == name)
+    endpoint, store = get(context, name), context.reading_store
+    found = next(one for one in list_all(context) if one.name == name)
     inside, _ = _inside(endpoint)
     lines = [f"{inside} link del {found.device}"] if found.device else []
     lines += [f"ip netns delete {endpoint.namespace}"] if endpoint.own else []

@@ -75,6 +75,8 @@ def check_parent(
     if mtu and mtu > link.mtu:
         raise Unable(f"MTU {mtu} is above that of {link.name}, {link.mtu}", f"at most --mtu {link.mtu}")
     _check_passthrough(host, link, mode)
+    if mode is MacvtapMode.PASSTHROUGH:
+        _check_elsewhere(host, link)
     if mode is MacvtapMode.PASSTHROUGH and not take:
         _check_expendable(link)
     return link
@@ -102,6 +104,17 @@ def _check_passthrough(host: Links, parent: Link, mode: MacvtapMode) -> None:
         raise Taken(
             f"{parent.name} is held by {names}: passthrough shares its parent with nobody",
             "choose another --parent; `macvm nic list --all` shows whose NICs they are",
+        )
+
+
+def _check_elsewhere(host: Links, parent: Link) -> None:
+    """Macvlans in other network namespaces, a container's say, leave no other trace here than their MACs."""
+    macs = netlink.macs_behind(parent.index) - {link.mac for link in host.all}
+    if macs:
+        raise Taken(
+            f"{parent.name} is held by {', '.join(sorted(macs))}, in other network namespaces: passthrough shares its "
+            "parent with nobody",
+            "choose another --parent, or remove the macvlans of those containers",
         )
 
 

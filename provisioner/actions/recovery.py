@@ -56,9 +56,9 @@ def release_orphans(context: Context) -> list[str]:
         else:
             told += _release_nics(context, uuid, name)
     if context.store.has_endpoint():
-        from provisioner.actions import endpoints
+        from provisioner.actions import endpoint_removal
 
-        told += endpoints.release_gone(context)
+        told += endpoint_removal.release_gone(context)
     probing.clear(context)
     return [*told, *(f"removed: {name}, which no network is on" for name in vlans.clear(context))]
 
@@ -104,9 +104,9 @@ def _settle(context: Context, row: Unfinished, work: Work) -> str:
         # Closes the row itself, or leaves it where something remains.
         remove_all(context, work, Remains.read(row.machine, row.uuid, row.facts))
     elif row.action.startswith("endpoint-"):
-        from provisioner.actions import endpoints
+        from provisioner.actions import endpoint_removal
 
-        endpoints.settle(context, row, work)
+        endpoint_removal.settle(context, row, work)
     else:
         _settle_one_machine(context, row, work)
         work.close()

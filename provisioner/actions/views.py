@@ -84,7 +84,7 @@ def endpoints(context: Context) -> tuple[MachineView, ...]:
     store = context.reading_store if context.hypervisor.is_local else None
     if store is None or not store.has_endpoint():
         return ()
-    from provisioner.actions.endpoints import list_all
+    from provisioner.actions.endpoint_views import list_all
 
     found = []
     for one in list_all(context):

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from provisioner.actions import endpoints
-from provisioner.actions.endpoints import EndpointRequest, EndpointView
+from provisioner.actions import endpoint_views
+from provisioner.actions.endpoint_views import EndpointView
 from provisioner.cli import parameters, render
 from provisioner.cli.base import group
 from provisioner.cli.completion import endpoint_names, network_names
@@ -69,6 +69,8 @@ def create(name: str, ipvlan: str | None, dry_run: bool, **given: Any) -> None:
     On a network, parent, mode and addresses are the network's; on one in mode bridge, --mode source and --ipvlan may be
     said too. An ipvlan in mode l3 sends and hears no broadcast: the LAN needs a route to it by way of the host.
     """
+    from provisioner.actions.endpoint_plan import EndpointRequest
+
     ip = given.pop("ip") or (() if given["network"] else ("none",))
     addressing = parse_addressing(ip, given.pop("gateway"), given.pop("dns"), network=bool(given["network"]))
     request = EndpointRequest(
@@ -86,6 +88,8 @@ def create(name: str, ipvlan: str | None, dry_run: bool, **given: Any) -> None:
 
             click.echo("\n".join(endpoint_preview.create(context, request)))
             return
+        from provisioner.actions import endpoints
+
         made, notes = endpoints.create(context, request)
     for note in notes:
         tell(f"note: {note}")
@@ -121,7 +125,7 @@ def _print_table(found: Sequence[EndpointView]) -> None:
 def list_() -> None:
     """List endpoints, with where they are and what they are reached by."""
     with looking(libvirt=False) as (context, options):
-        found = endpoints.list_all(context)
+        found = endpoint_views.list_all(context)
         if options.output == "json":
             render.print_json(found)
         elif options.output == "name":
@@ -156,7 +160,7 @@ def exec_(ctx: click.Context, name: str, command: tuple[str, ...]) -> None:
     if not command:
         raise click.UsageError("Missing argument 'COMMAND...'.", ctx)
     with _own_status(), looking(libvirt=False) as (context, _):
-        endpoints.enter(context, name, command)
+        endpoint_views.enter(context, name, command)
 
 
 @endpoint.command()
@@ -164,9 +168,9 @@ def exec_(ctx: click.Context, name: str, command: tuple[str, ...]) -> None:
 def shell(name: str) -> None:
     """Open a shell in an endpoint."""
     with _own_status(), looking(libvirt=False) as (context, _):
-        endpoints.get(context, name)
+        endpoint_views.get(context, name)
         tell(f"in the endpoint {name}: `exit` ends it")
-        endpoints.enter(context, name, [os.environ.get("SHELL") or "/bin/sh"])
+        endpoint_views.enter(context, name, [os.environ.get("SHELL") or "/bin/sh"])
 
 
 @endpoint.command()
@@ -180,7 +184,9 @@ def delete(names: Sequence[str], dry_run: bool) -> None:
 
             click.echo("\n".join(line for name in names for line in endpoint_preview.delete(context, name)))
             return
-        gone = endpoints.delete(context, names)
+        from provisioner.actions import endpoint_removal
+
+        gone = endpoint_removal.delete(context, names)
     if options.output == "json":
         render.print_json([{"name": name, "result": "deleted"} for name in gone])
     elif options.output == "name":
