@@ -11,6 +11,7 @@ import ast
 
 import pytest
 
+#: Descriptors, as guest.sh opens them.
 ANSWERS, REQUESTS = 3, 4
 
 
