@@ -17,6 +17,10 @@ from provisioner.model.nic import Address
 
 _FOLDER = "endpoints"
 
+#: What has the kernel tell the LAN of addresses as the link comes up (Documentation/networking/ip-sysctl): whoever
+#: knew another NIC at one of them would go on sending there for half a minute.
+_ANNOUNCED = ("net/ipv4/conf/{}/arp_notify", "net/ipv6/conf/{}/ndisc_notify")
+
 
 def alias_of(endpoint: Endpoint) -> str:
     """What the link is known by: a namespace's owner may rename it, and an identity may be another's later."""
@@ -100,9 +104,11 @@ def _furnish(endpoint: Endpoint, link: Link) -> list[str]:
         links.set_up(netlink.get_link("lo"))
     if endpoint.nic.mtu:
         links.set_mtu(link, endpoint.nic.mtu)
-    links.set_up(link)
+    for key in _ANNOUNCED:
+        links.sysctl(key.format(link.name), "1")
     for interface in told.static:
         links.add_address(interface, link)
+    links.set_up(link)
     # A container keeps the way out that it has.
     has = {route.destination.version for route in netlink.routes() if route.destination.prefixlen == 0}
     notes = []

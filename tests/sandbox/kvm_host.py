@@ -95,7 +95,11 @@ class KvmHost:
 
     def clear(self, keep: Iterable[str] = ()) -> None:
         """Deletes macvm's machines."""
-        made = [machine["name"] for machine in self.json("list") if machine["made_by_macvm"]]
+        made = [
+            machine["name"]
+            for machine in self.json("list")
+            if machine["made_by_macvm"] and machine["kind"] == "machine"
+        ]
         if names := [name for name in made if name not in set(keep)]:
             self.macvm("delete", "--yes", *names)
 
