@@ -428,10 +428,10 @@ def _converse(talk: _Talk, wire: socket.socket, pace: Pace, told: socket.socket 
             left = talk.ask(left)
             due = now + _PAUSE if left else again if rounds else now + pace.listen
         ready = [number for number, _ in poll.poll(max(0.0, due - time.monotonic()) * 1000)]
-        if told is not None and told.fileno() in ready:
-            return
         if ready:
             talk.hear()
+        if told is not None and told.fileno() in ready:
+            return
     if unknown and talk.deaf:
         number = errno.ENETDOWN if wire.getsockname()[0] else errno.ENODEV
         raise OSError(number, os.strerror(number))
