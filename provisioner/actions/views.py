@@ -107,7 +107,10 @@ def endpoints(context: Context) -> tuple[MachineView, ...]:
 
 def show(context: Context, name: str) -> MachineView:
     """Raises NotFound."""
-    machine = context.hypervisor.get(name)
+    return view_of(context, context.hypervisor.get(name))
+
+
+def view_of(context: Context, machine: FoundMachine) -> MachineView:
     return _machine_view(machine, _leases_by_mac(context), context.networks_by_mac(), _links_by_name(context))
 
 

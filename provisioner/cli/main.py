@@ -18,6 +18,7 @@ from provisioner.cli.base import Group, Hinted, options_of  # noqa: E402
 from provisioner.errors import MacvmError, Problems  # noqa: E402
 
 _MACHINES = "provisioner.cli.machines"
+_REACHING = "provisioner.cli.reaching"
 _SANDBOX = "provisioner.cli.sandbox"
 _VIEWS = "provisioner.cli.views"
 
@@ -32,6 +33,7 @@ COMMANDS = {
     "delete": (_MACHINES, "delete", "Delete VMs and all that create made for them."),
     "console": (_MACHINES, "console", "Open a VM's serial console; Ctrl+] ends it."),
     "wait": (_MACHINES, "wait", "Wait until VMs answer."),
+    "ip": (_REACHING, "ip", "Print the address that this host reaches a VM by."),
     "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),

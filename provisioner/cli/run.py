@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -40,11 +41,11 @@ def _open(options: Options, *, readonly: bool, libvirt: bool) -> Context:
 
 
 @contextlib.contextmanager
-def looking(*, libvirt: bool = True) -> Iterator[tuple[Context, Options]]:
+def looking(*, libvirt: bool = True, agents: bool = False) -> Iterator[tuple[Context, Options]]:
     """For commands that change nothing: what is unfinished is said, and left as it is. `libvirt` False for those that
-    have nothing to ask it."""
+    have nothing to ask it; `agents` for those that ask guest agents, which libvirt lets nobody do who may only look."""
     options = options_of(click.get_current_context())
-    context = _open(options, readonly=True, libvirt=libvirt)
+    context = _open(options, readonly=not (agents and os.geteuid() == 0), libvirt=libvirt)
     try:
         if context.hypervisor.is_local:
             lines = unfinished.unfinished_lines(context)

@@ -23,6 +23,8 @@ PACKAGES = {
     "mformat": "mtools",
     "mcopy": "mtools",
     "openssl": "openssl",
+    "ssh": "openssh-client",
+    "tcpdump": "tcpdump",
 }
 
 

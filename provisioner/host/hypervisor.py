@@ -393,6 +393,15 @@ class Hypervisor:
                     connection.domainEventDeregisterAny(event)
         return waited
 
+    def network_leases(self, uuid: str) -> list[tuple[str, str]]:
+        """MAC and address of what libvirt's own DHCP servers have given to a running machine's NICs on its networks;
+        none where libvirt cannot tell."""
+        try:
+            found = self._domain(uuid).interfaceAddresses(libvirt.VIR_DOMAIN_INTERFACE_ADDRESSES_SRC_LEASE)
+        except libvirt.libvirtError:
+            return []
+        return [(one["hwaddr"].lower(), entry["addr"]) for one in found.values() for entry in one["addrs"] or ()]
+
     def agent(self, uuid: str, command: str, timeout: int = 2) -> str | None:
         """The guest agent's answer to one command, both JSON; None where none answers within `timeout` seconds."""
         import libvirt_qemu
