@@ -17,7 +17,7 @@ from statistics import median
 
 from provisioner.actions.sandbox import Sandbox, around
 from provisioner.errors import Unable
-from tests.bench import sides, steps
+from tests.bench import pools, sides, steps
 from tests.bench.turns import Side, take_turns
 
 
@@ -56,6 +56,10 @@ def measure(rounds: int) -> None:
     print("\nwhere the time of macvm create goes, in ms")
     for name, spent in steps.breakdown(sides.CREATE, sides.remove_created, rounds):
         print(f"  {name:<22}{spent:8.1f}")
+    print(f"\nleases in a /16, in ms {'':<10}", *(f"{size:>9,}" for size in pools.SIZES), "  ratios")
+    for row in pools.rows(rounds):
+        ratios = "  ".join(f"{ratio:.2f}" for ratio in row.ratios[1:])
+        print(f"  {row.title:<31}", *(f"{spent:>9.3f}" for spent in row.spent), f"  {ratios}")
 
 
 def compare(title: str, goal: str, rounds: int, compared: Sequence[Side]) -> None:
