@@ -123,7 +123,10 @@ def attach(context: Context, name: str, wanted: NicRequest, options: attaching.A
 def detach(context: Context, name: str, wanted: str, scope: nics.Scope) -> list[str]:
     machine, nic, (live, config) = nics.plan_detach(context, name, wanted, scope)
     halves = " ".join(["--live"] * live + ["--config"] * config)
-    return [f"virsh detach-interface {machine.name} {nic.kind} --mac {nic.mac} {halves}"]
+    gone = (live, config) == nics.seen(context, machine.uuid, nic.mac)
+    routes = [route for route in _routes(context, machine) if gone and route.mac == nic.mac]
+    line = f"virsh detach-interface {machine.name} {nic.kind} --mac {nic.mac} {halves}"
+    return [line, *unrouting_lines(context, routes)]
 
 
 def change(context: Context, name: str, wanted: str | None, asked: nic_changes.Change) -> list[str]:

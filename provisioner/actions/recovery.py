@@ -7,11 +7,14 @@ or until libvirt's daemon has been restarted since.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from provisioner.actions import nic_changes, nics, power, probing, shims, vlans
 from provisioner.actions.removal import Remains, remove_all
 from provisioner.context import Context
 from provisioner.errors import MacvmError
 from provisioner.host.journal import Unfinished, Work
+from provisioner.host.store import Store
 from provisioner.model.names import Mac
 
 #: Seconds between the first look and the one that settles it.
@@ -47,14 +50,8 @@ def release_orphans(context: Context) -> list[str]:
     """Gives back what machines and NICs hold that libvirt no longer has, and says so. A machine whose disks macvm made
     keeps them for `delete`, for they may be wanted, but no address."""
     told = []
-    busy = {row.uuid for row in context.journal.unfinished()}
-    for uuid, name in context.store.machines().items():
-        if uuid in busy:
-            continue
-        if context.hypervisor.state(uuid) is None:
-            told += _release_machine(context, uuid, name)
-        else:
-            told += _release_nics(context, uuid, name)
+    for orphan in find_orphans(context, context.store):
+        told += _release_nic(context, orphan) if orphan.mac else _release_machine(context, orphan)
     if context.store.has_endpoint():
         from provisioner.actions import endpoint_removal
 
@@ -63,36 +60,67 @@ def release_orphans(context: Context) -> list[str]:
     return [*told, *(f"removed: {name}, which no network is on" for name in vlans.clear(context))]
 
 
-def _release_machine(context: Context, uuid: str, name: str) -> list[str]:
+class Orphan(NamedTuple):
+    """A machine that libvirt no longer has; with `mac`, a NIC that neither the running machine nor its definition has:
+    attached with --live, and lost with the power, or detached behind macvm's back. `held` are its addresses."""
+
+    uuid: str
+    name: str
+    mac: str
+    held: tuple[str, ...]
+
+    def __str__(self) -> str:
+        what = ", ".join(self.held) or "what was held"
+        if self.mac:
+            return f"{what} by the NIC {self.mac} of {self.name}, which is gone"
+        return f"{what} by {self.name}, which is gone from libvirt"
+
+
+def find_orphans(context: Context, store: Store) -> list[Orphan]:
+    """Changes nothing. In this order: what is claimed now has a journal row, or libvirt has it by the time it is asked,
+    so that a create or an attach that is under way, or begins meanwhile, loses nothing."""
+    found, leases = list[Orphan](), store.leases()
+    claimed = [(uuid, name, list(store.told_of(uuid))) for uuid, name in store.machines().items()]
+    busy = {row["uuid"] for row in store.rows("SELECT uuid FROM journal")}
+    for uuid, name, macs in claimed:
+        if uuid in busy:
+            continue
+        if context.hypervisor.state(uuid) is None:
+            found.append(Orphan(uuid, name, "", tuple(lease.address for lease in leases if lease.owner == uuid)))
+            continue
+        machine = context.hypervisor.get(uuid)
+        there = {nic.mac for nic in (*machine.nics, *nics.saved_nics(context, machine))}
+        for mac in macs:
+            if mac not in there:
+                found.append(Orphan(uuid, name, mac, tuple(lease.address for lease in leases if lease.mac == mac)))
+    return found
+
+
+def _release_machine(context: Context, orphan: Orphan) -> list[str]:
+    uuid, name = orphan.uuid, orphan.name
     routes = shims.routes_of(context.store.leases(), uuid)
-    held = [lease.address for lease in context.store.leases() if lease.owner == uuid]
     if context.store.files_of(uuid):
         context.store.release_leases(uuid)
         shims.release(context, routes)
-        said = [f"released: {', '.join(held)} of {name}, which is gone from libvirt"] if held else []
+        said = [f"released: {orphan}"] if orphan.held else []
         return [*said, f"kept: the files of {name}, which is gone from libvirt: macvm delete {name}"]
     remains = Remains(name, uuid, tuple(routes))
     remove_all(context, context.journal.begin("delete", name, uuid, remains.facts()), remains)
-    return [f"released: what {name} held, which is gone from libvirt"]
+    return [f"released: {orphan}"]
 
 
-def _release_nics(context: Context, uuid: str, name: str) -> list[str]:
-    """Of those that neither the running machine has nor its definition: attached with --live, and lost with the power,
-    or detached behind macvm's back."""
-    machine = context.hypervisor.get(uuid)
-    there = {nic.mac for nic in (*machine.nics, *nics.saved_nics(context, machine))}
-    gone = [mac for mac in context.store.told_of(uuid) if mac not in there]
-    for mac in gone:
-        routes = [route for route in shims.routes_of(context.store.leases(), uuid) if route.mac == mac]
-        facts = {"mac": mac, "routes": [[str(route.address), route.mac, route.parent] for route in routes]}
-        work = context.journal.begin("detach", name, uuid, facts)
-        try:
-            nics.forget(context, machine, Mac(mac), routes, work)
-        except BaseException:
-            work.leave()
-            raise
-        work.close()
-    return [f"released: what the NIC {mac} of {name} held, which is gone" for mac in gone]
+def _release_nic(context: Context, orphan: Orphan) -> list[str]:
+    uuid, mac = orphan.uuid, orphan.mac
+    routes = [route for route in shims.routes_of(context.store.leases(), uuid) if route.mac == mac]
+    facts = {"mac": mac, "routes": [[str(route.address), route.mac, route.parent] for route in routes]}
+    work = context.journal.begin("detach", orphan.name, uuid, facts)
+    try:
+        nics.forget(context, context.hypervisor.get(uuid), Mac(mac), routes, work)
+    except BaseException:
+        work.leave()
+        raise
+    work.close()
+    return [f"released: {orphan}"]
 
 
 def _settle(context: Context, row: Unfinished, work: Work) -> str:

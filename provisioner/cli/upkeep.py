@@ -14,11 +14,16 @@ from provisioner.errors import PartlyDone
 @click.command(cls=Command)
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 def gc(dry_run: bool) -> None:
-    """Finish or undo what was left unfinished by a macvm that was killed."""
+    """Finish or undo what was left unfinished by a macvm that was killed.
+
+    What VMs and NICs hold that libvirt no longer has is given back.
+    """
     if dry_run:
         with looking() as (context, _):
             for line in unfinished.unfinished_lines(context):
                 click.echo(f"would settle: {line}")
+            for orphan in recovery.find_orphans(context, context.reading_store) if context.reading_store else ():
+                click.echo(f"would release: {orphan}")
         return
     with changing(recover=False) as (context, options):
         context.require_local_root("cleaning up")

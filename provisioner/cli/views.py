@@ -44,6 +44,7 @@ def print_machine(machine: MachineView) -> None:
     for number, nic in enumerate(machine.nics):
         mode, where, device, mac, addresses = nic_cells(nic)
         wiring = f"{mode} on {where}" if nic.parent else f"libvirt network {where}"
+        wiring += f", network {nic.network}" if nic.parent and nic.network else ""
         parts = [mac, wiring, device, addresses]
         render.print_facts([(f"nic {number}", "  ".join(part for part in parts if part))])
 
