@@ -126,7 +126,8 @@ def predict(context: Context, nic: Nic, segment: Segment, planned: Iterable[Nic]
     if context.reading_store is None:
         return nic
     avoid = {address for other in planned for address in other.addressing.addresses}
-    return _assigned(context.reading_store.leases_now, nic, segment, avoid)[0]
+    with context.reading_store.looking() as leases:
+        return _assigned(leases, nic, segment, avoid)[0]
 
 
 def claim(

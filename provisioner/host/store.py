@@ -117,10 +117,11 @@ class Store:
         with self.change() as db:
             yield Leases(db)
 
-    @property
-    def leases_now(self) -> Leases:
-        """For looking alone."""
-        return Leases(self._connection)
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[Leases]:
+        """MACs, leases and pools as they are now, for looking alone."""
+        with _translated(self.path):
+            yield Leases(self._connection)
 
     def rows(self, sql: str, parameters: Iterable[object] = ()) -> list[sqlite3.Row]:
         with _translated(self.path):
@@ -188,7 +189,8 @@ class Store:
 
     def holder_of(self, parent: str, address: str) -> str | None:
         """Name of the machine that holds an address on a parent's LAN."""
-        return self.leases_now.holder(parent, address)
+        with self.looking() as leases:
+            return leases.holder(parent, address)
 
     def holder_of_mac(self, mac: str) -> str | None:
         """Name of the machine that holds a MAC."""

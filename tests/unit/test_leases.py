@@ -55,7 +55,8 @@ def test_a_network_comes_once_and_goes_when_nobody_is_on_it(store: Store) -> Non
         add_network(store, "198.51.100.0/24")
     reserve(store, pool, "192.0.2.0/24", MAC)
     assert store.networks.used("lan") == {"192.0.2.0/24": 1}
-    assert (store.networks.holders("lan"), store.leases_now.holders("lan", "192.0.2.0/24", 9)) == (["vm"], ["vm"])
+    with store.looking() as leases:
+        assert (store.networks.holders("lan"), leases.holders("lan", "192.0.2.0/24", 9)) == (["vm"], ["vm"])
     with pytest.raises(Taken, match="the network lan is in use by vm"):
         store.networks.remove("lan")
     store.release_mac(MAC)
@@ -96,6 +97,12 @@ def test_a_conflict_is_kept_until_the_address_is_given_out(store: Store) -> None
     assert [(one.address, one.mac) for one in store.networks.conflicts("lan")] == [("192.0.2.1", "52:54:00:00:00:bb")]
     assert reserve(store, pool, "192.0.2.0/24", MAC) == "192.0.2.1"
     assert store.networks.conflicts("lan") == []
+
+
+def test_what_fails_while_looking_is_an_error_of_the_stores(store: Store) -> None:
+    store.rows("DROP TABLE leases")
+    with pytest.raises(StoreFailed):
+        store.holder_of("eth0", "192.0.2.9")
 
 
 # races and kills
@@ -311,7 +318,7 @@ def test_no_statement_of_an_allocation_looks_through_a_table(store: Store) -> No
         assert leases.pick("lan", "eth0", SUBNET, pool, [pool.first + 2, pool.first + 3]) is None  # type: ignore[operator]
         leases.give_back("52:54:00:01:00:09")
         leases.record_conflict("lan", pool.last, MAC)
-    store.leases_now.holder("eth0", "192.0.2.9")
+    store.holder_of("eth0", "192.0.2.9")
     store._connection.set_trace_callback(None)
     statements = {sql for sql in ran if sql.split()[0] in ("SELECT", "INSERT", "UPDATE", "DELETE")}
     kinds = {tuple(sql.split()[:4]) for sql in statements}
