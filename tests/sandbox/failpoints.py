@@ -2,11 +2,12 @@
 
 Settings: `record=FILE` appends the name of each boundary; `kill=NAME` dies there by SIGKILL; `fail=NAME` raises there;
 `pause=NAME:SECONDS` waits there; `stop-libvirtd=NAME` stops the daemon there by SIGSTOP; `ahead=SECONDS` sets the clock
-forward.
+forward. NAME@2 is the second time that it comes there.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import signal
 import sys
@@ -21,10 +22,15 @@ from provisioner.errors import MacvmError
 def main_with(settings: dict[str, str], arguments: list[str]) -> None:
     pause_at, _, pause = settings.get("pause", "").rpartition(":")
 
+    turns: collections.Counter[str] = collections.Counter()
+
     def at(name: str) -> None:
         if "record" in settings:
             with Path(settings["record"]).open("a") as file:
                 file.write(name + "\n")
+        turns[name] += 1
+        if turns[name] > 1:
+            name += f"@{turns[name]}"
         if name == settings.get("stop-libvirtd"):
             os.kill(int(Path("/run/libvirtd.pid").read_text()), signal.SIGSTOP)
         if name == pause_at:
