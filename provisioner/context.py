@@ -126,13 +126,16 @@ class Context:
         self._opened.append(opened)
         return opened
 
-    @cached_property
+    @property
     def reading_store(self) -> Store | None:
-        """For commands that only look: nothing is made or changed by it; None where there is nothing to read."""
-        opened = stores.open_for_reading(self.state_dir)
-        if opened:
+        """For commands that only look: nothing is made or changed by it; None where there is nothing to read, which is
+        asked again each time, for the first command ever makes the store half way."""
+        if not self._opened:
+            opened = stores.open_for_reading(self.state_dir)
+            if opened is None:
+                return None
             self._opened.append(opened)
-        return opened
+        return self._opened[0]
 
     def networks_by_mac(self) -> dict[str, str]:
         """MAC to the name of its network, of those NICs that have one; empty for another host's."""

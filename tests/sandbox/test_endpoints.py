@@ -408,6 +408,15 @@ def test_what_is_said_beside_a_network_must_agree(host: KvmHost, network: None) 
         assert f"{words[0]} is decided by the network lan" in refused.stderr
 
 
+def test_the_first_command_ever(fresh_box: Sandbox) -> None:
+    """No store yet: the command makes it half way, and reads it then."""
+    host = KvmHost(fresh_box)
+    assert host.json("endpoint", "list") == []
+    host.macvm("endpoint", "delete", "nobody", status=3)
+    assert host.json("network", "create", "lan", "--subnet", "192.0.2.0/24")["name"] == "lan"
+    assert addresses(create(host, "alice", "--network", "lan", "--no-probe")) == ["192.0.2.3"]
+
+
 # --- lists ----------------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +451,12 @@ def test_an_ordinary_user_sees_them_without_their_state(host: KvmHost, clean: No
     assert [(one["name"], one["state"]) for one in json.loads(found.stdout)] == [("alice", "unknown")]
     refused = host.node.run([*NOBODY, "macvm", "endpoint", "exec", "alice", "--", "true"])
     assert (refused.returncode, "run as root" in refused.stderr) == (125, True)
+
+
+def test_names_complete(host: KvmHost, clean: None) -> None:
+    create(host, "alice", *ALICE)
+    words = "_MACVM_COMPLETE=bash_complete COMP_WORDS='macvm endpoint exec a' COMP_CWORD=3 macvm"
+    assert host.sh(words) == "plain,alice\n"
 
 
 def test_dry_runs_do_nothing(host: KvmHost, clean: None) -> None:
