@@ -34,6 +34,8 @@ COMMANDS = {
     "console": (_MACHINES, "console", "Open a VM's serial console; Ctrl+] ends it."),
     "wait": (_MACHINES, "wait", "Wait until VMs answer."),
     "ip": (_REACHING, "ip", "Print the address that this host reaches a VM by."),
+    "ssh": (_REACHING, "ssh", "Log in to a VM with ssh, or run a command in it."),
+    "ssh-config": (_REACHING, "ssh_config", "Print what ssh, scp, editors and Ansible reach VMs by."),
     "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),

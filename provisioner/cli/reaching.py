@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from provisioner.actions import reaching
 from provisioner.cli import render, words
-from provisioner.cli.base import Command
+from provisioner.cli.base import Command, Hinted
 from provisioner.cli.completion import machine_names
-from provisioner.cli.run import looking
-from provisioner.errors import Usage
+from provisioner.cli.run import looking, tell
+from provisioner.errors import MacvmError, Unable, Usage
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+_KEY = click.option(
+    "-i", "key", type=click.Path(exists=True, path_type=Path), metavar="KEY", help="The private key to log in with."
+)
 
 
 @click.command(cls=Command)
@@ -39,3 +53,98 @@ def ip(name: str | None, wait: str | None, timeout: float) -> None:
             render.print_json(reached)
         else:
             click.echo(reached.address)
+
+
+def _login_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Machines, behind `USER@` too."""
+    user, sign, name = incomplete.rpartition("@")
+    items = machine_names(ctx, param, name)
+    for item in items:
+        item.value = f"{user}{sign}{item.value}"
+    return items
+
+
+@contextmanager
+def _own_status() -> Iterator[None]:
+    """ssh's status is passed through, so macvm's own failures get one that commands rarely use. "This host cannot do
+    it" keeps its 5, as in `macvm sandbox`."""
+    try:
+        yield
+    except MacvmError as error:
+        if not isinstance(error, Unable) and error.status not in (126, 127):
+            error.status = 125
+        raise
+
+
+class _Ssh(Command):
+    """Says where a command's own options go."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            hint = "what is for the VM stands behind --: macvm ssh NAME -- ls -l"
+            raise Hinted(error.format_message(), hint, ctx) from error
+
+
+@click.command(cls=_Ssh)
+@click.argument("target", metavar="[USER@]NAME", shell_complete=_login_names)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND]")
+@_KEY
+def ssh(target: str, command: Sequence[str], key: Path | None) -> None:
+    """Log in to a VM with ssh, or run COMMAND in it.
+
+    The user is the image's, unless said. Host keys are kept for each VM, so that a new one at an old address is no
+    alarm. Ends with ssh's own status; 125 where macvm failed, 127 where there is no ssh.
+    """
+    user, sign, name = target.rpartition("@")
+    if sign and not user:
+        raise Usage(f"{target} names no user before the @", f"macvm ssh {name}, or macvm ssh USER@{name}")
+    with _own_status():
+        with looking(agents=True) as (context, _):
+            context.require_local("ssh to a VM")
+            from provisioner.actions import ssh as action
+
+            argv = action.argv(action.target(context, name, user, key and key.absolute()), command)
+        _become(argv)
+
+
+def _become(argv: list[str]) -> None:
+    from provisioner.host.commands import missing_tool
+
+    sys.stdout.flush()
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        failed: MacvmError = missing_tool(argv[0])
+        if not isinstance(error, FileNotFoundError):
+            failed = MacvmError(
+                f"{argv[0]} cannot be executed: {error.strerror}", f"check the rights of `which {argv[0]}`"
+            )
+        failed.status = 127 if isinstance(error, FileNotFoundError) else 126
+        raise failed from error
+
+
+@click.command("ssh-config", cls=Command)
+@click.argument("names", nargs=-1, metavar="[NAME]…", shell_complete=machine_names)
+@_KEY
+def ssh_config(names: Sequence[str], key: Path | None) -> None:
+    """Print a Host section for each VM that runs and has an address, or for those named.
+
+    \b
+    macvm ssh-config > ~/.ssh/macvm, and in ~/.ssh/config: Include macvm
+    Or: ssh -F, scp -F, rsync -e, ansible --ssh-common-args '-F FILE'.
+    """
+    with looking(agents=True) as (context, options):
+        context.require_local("an ssh configuration")
+        from provisioner.actions import ssh as action
+
+        found = action.config(context, names, key and key.absolute())
+    for note in found.notes:
+        tell(f"note: {note}")
+    if options.output == "json":
+        render.print_json(found.targets)
+    elif options.output == "name":
+        render.print_names(to.name for to in found.targets)
+    else:
+        click.echo("\n".join(action.block(to) for to in found.targets), nl=False)

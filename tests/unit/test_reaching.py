@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from provisioner.actions import reaching
+from provisioner.actions import reaching, ssh
 from provisioner.actions.reaching import Tables
 from provisioner.actions.views import AddressView, MachineView, NicView
 from provisioner.context import Context
+from provisioner.errors import Unable
+from provisioner.host import caller
 from provisioner.host.netlink import Link, Neighbour, Route
 
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -180,3 +187,87 @@ def test_why_none_is_known(nics: tuple[NicView, ...], state: str, said: str, hin
     why, what = reaching.why_none(ctx, one, reaching.reach(ctx, one, Tables(LINKS, ROUTES, ())))
     assert said in why
     assert hint in what
+
+
+# --- ssh --------------------------------------------------------------------------------------------------------------
+
+TO = ssh.Target("web", "2001:db8::11", "cirros", "the-uuid", Path("/var/lib/macvm/known_hosts"), ())
+
+
+def as_ssh_reads(*words: str) -> dict[str, str]:
+    """What ssh itself makes of options: of a name that comes several times, the first."""
+    done = subprocess.run(["ssh", "-G", *words], capture_output=True, text=True, check=True)
+    read: dict[str, str] = {}
+    for line in done.stdout.splitlines():
+        name, _, value = line.partition(" ")
+        read.setdefault(name, value)
+    return read
+
+
+@pytest.mark.parametrize(
+    "path", ["/var/lib/macvm/machines/x/known_hosts", "/home/j doe/known hosts", "/srv/50%/k~ '#x'"]
+)
+def test_ssh_understands_the_block_and_the_options_alike(tmp_path: Path, path: str) -> None:
+    to = TO._replace(known_hosts=Path(path), identities=(Path(path), Path("/second")))
+    file = tmp_path / "config"
+    file.write_text(ssh.block(TO._replace(name="other", address="192.0.2.1")) + "\n" + ssh.block(to))
+    words = ssh.argv(to, ["-v", "ls"])
+    for read in (as_ssh_reads("-F", str(file), "web"), as_ssh_reads("-F", "/dev/null", *words[1:])):
+        assert (read["hostname"], read["user"], read["hostkeyalias"]) == ("2001:db8::11", "cirros", "the-uuid")
+        assert (read["stricthostkeychecking"], read["checkhostip"]) == ("accept-new", "no")
+        # What stands in there is expanded only when ssh connects.
+        assert read["userknownhostsfile"].replace("%%", "%") == path
+        assert read["identityfile"].replace("%%", "%") == path
+
+
+@pytest.mark.parametrize("path", ['/a"b', "/a\nHost *", "/a\\b", "/${HOME}/x"])
+def test_a_path_that_ssh_cannot_be_told_of(path: str) -> None:
+    with pytest.raises(Unable, match="cannot be told"):
+        ssh.block(TO._replace(known_hosts=Path(path)))
+
+
+def test_a_commands_words_are_never_sshs_options() -> None:
+    words = ssh.argv(TO._replace(user=None), ["-oProxyCommand=x", "a b"])
+    assert words[0] == "ssh"
+    assert words[-4:] == ["--", "2001:db8::11", "-oProxyCommand=x", "a b"]
+    assert "-l" not in words
+
+
+# --- who calls --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(as_root: None) -> Iterator[Path]:
+    """Below a folder that others may pass through, as pytest's own is not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        made = Path(folder, "home")
+        made.mkdir()
+        os.chown(made, 12345, 12345)
+        yield made
+
+
+def test_the_caller_is_who_sudo_says(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the caller's rights: a folder of root's in their home stays closed to them."""
+    (home / ".ssh").mkdir()
+    for name in ("id_a", "id_a.pub", "id_b.pub"):
+        (home / ".ssh" / name).touch()
+    monkeypatch.setattr(caller, "invoking_home", lambda: home)
+    monkeypatch.setenv("SUDO_UID", "12345")
+    monkeypatch.setenv("SUDO_GID", "12346")
+    assert caller.private_keys() == [home / ".ssh/id_a"]
+    folder = caller.state_folder("known_hosts")
+    assert folder == home / ".local/state/macvm/known_hosts"
+    assert (folder.stat().st_uid, folder.stat().st_gid, folder.stat().st_mode & 0o777) == (12345, 12346, 0o700)
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+    os.chown(folder.parent, 0, 0)
+    with pytest.raises(Unable, match="cannot be made"):
+        caller.state_folder("other")
+    assert (os.geteuid(), os.getegid()) == (0, 0)
+
+
+def test_without_sudo_xdg_has_its_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SUDO_UID", raising=False)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert caller.state_folder("known_hosts") == tmp_path / "macvm/known_hosts"
+    assert caller.private_keys() == []

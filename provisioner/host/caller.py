@@ -1,0 +1,56 @@
+"""The user who called, through sudo too: what is theirs is read and made with their rights, never with root's."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from provisioner.errors import Unable
+from provisioner.host.system import invoking_home
+
+
+def through_sudo() -> bool:
+    return os.geteuid() == 0 and os.environ.get("SUDO_UID", "0") not in ("", "0")
+
+
+@contextlib.contextmanager
+def rights() -> Iterator[None]:
+    """Theirs, for the whole process, during the block: a home may be full of symlinks that lead elsewhere, and root is
+    not to follow them."""
+    if not through_sudo():
+        yield
+        return
+    user, group = int(os.environ["SUDO_UID"]), int(os.environ.get("SUDO_GID", os.environ["SUDO_UID"]))
+    os.setegid(group)
+    try:
+        os.seteuid(user)
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+def state_folder(name: str) -> Path:
+    """A folder for what is to be kept, made where it is missing, in the place that the XDG Base Directory
+    Specification gives it. Raises Unable."""
+    given = "" if through_sudo() else os.environ.get("XDG_STATE_HOME", "")
+    base = Path(given) if given.startswith("/") else invoking_home() / ".local/state"
+    folder = base / "macvm" / name
+    try:
+        with rights():
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unable(f"{folder} cannot be made: {error.strerror}", "name another place: XDG_STATE_HOME=DIR") from error
+    return folder
+
+
+def private_keys() -> list[Path]:
+    """The SSH keys of who called through sudo, which ssh as root would not look for; none otherwise."""
+    found: list[Path] = []
+    if through_sudo():
+        with contextlib.suppress(OSError), rights():
+            publics = sorted((invoking_home() / ".ssh").glob("*.pub"))
+            found = [path.with_suffix("") for path in publics if path.with_suffix("").is_file()]
+    return found
