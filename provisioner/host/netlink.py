@@ -11,7 +11,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,9 @@ _NTF_SELF, _NTF_PROXY = 0x02, 0x08
 NESTED = 0x8000
 
 ARPHRD_ETHER = 1
+
+#: Messages to a packet: their answers, which repeat a message that was refused, must fit the socket's buffer.
+_AT_ONCE = 64
 
 #: linux/if_link.h, enum macvlan_mode, in libvirt's spelling.
 MACVLAN_MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthrough", 16: "source"}
@@ -81,6 +84,7 @@ class Neighbour(NamedTuple):
     mac: str
     state: int
     proxy: bool
+    protocol: int = 0
 
 
 def _attributes(data: bytes, offset: int) -> Attributes:
@@ -129,16 +133,44 @@ def nested(attributes: Iterable[tuple[int, bytes]]) -> bytes:
     )
 
 
+class Message(NamedTuple):
+    """One change: the kind of message, its flags beside those of every request, its fixed part and its attributes."""
+
+    kind: int
+    flags: int
+    header: bytes
+    attributes: Attributes
+
+    def packed(self, number: int) -> bytes:
+        body = self.header + nested(self.attributes.items())
+        flags = _NLM_F_REQUEST | _NLM_F_ACK | self.flags
+        return struct.pack("IHHII", 16 + len(body), self.kind, flags, number, 0) + body + bytes(-len(body) % 4)
+
+
 def request(kind: int, flags: int, header: bytes, attributes: Attributes) -> None:
     """Sends one change and waits for the kernel's word on it. Raises OSError with its errno."""
-    body = header + nested(attributes.items())
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
-        channel.bind((0, 0))
-        channel.send(struct.pack("IHHII", 16 + len(body), kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, 1, 0) + body)
-        data = channel.recv(1 << 16)
-    number = -struct.unpack_from("i", data, 16)[0]
+    (number,) = batch([Message(kind, flags, header, attributes)])
     if number:
         raise OSError(number, os.strerror(number))
+
+
+def batch(messages: Sequence[Message]) -> list[int]:
+    """Sends changes, in order, and returns the kernel's errno for each, 0 where it was done."""
+    answers = [0] * len(messages)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
+        channel.bind((0, 0))
+        for begin in range(0, len(messages), _AT_ONCE):
+            some = messages[begin : begin + _AT_ONCE]
+            channel.send(b"".join(message.packed(begin + number) for number, message in enumerate(some)))
+            left = len(some)
+            while left:
+                data, offset = channel.recv(1 << 18), 0
+                while offset < len(data):
+                    length, _, _, number = struct.unpack_from("IHHI", data, offset)
+                    answers[number] = -struct.unpack_from("i", data, offset + 16)[0]
+                    offset += (length + 3) & ~3
+                    left -= 1
+    return answers
 
 
 def _text(data: bytes | None) -> str:
@@ -245,7 +277,9 @@ def neighbours(*, proxies: bool = False) -> list[Neighbour]:
         if 1 in attributes:
             address = ipaddress.ip_address(attributes[1])
             mac = attributes.get(2, b"").hex(":")
-            found.append(Neighbour(address, device, mac, state, bool(entry_flags & _NTF_PROXY)))
+            # NDA_PROTOCOL
+            made_by = _number(attributes.get(12))
+            found.append(Neighbour(address, device, mac, state, bool(entry_flags & _NTF_PROXY), made_by))
     return found
 
 

@@ -1,0 +1,91 @@
+"""What the host wants on a shim: a pure function of the parent's addresses and the guests behind it.
+
+Each measure answers something that was seen to go wrong with a plain macvlan and a route (tests/sandbox/test_shims.py):
+the source of each route is pinned to the parent's address, or the kernel may pick another NIC's; the neighbour entry is
+permanent, or the host would ask for the guest by broadcast with the shim's MAC, a LAN peer would learn that, and a host
+with strict rp_filter would drop the peer from then on; IPv6 needs a proxy entry for the host's address, since neighbour
+discovery answers only on the link that has the address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from provisioner.model.nic import Address, Interface
+
+
+class Guest(NamedTuple):
+    """Whom the host is to reach through a shim: an address, and the MAC that it is at."""
+
+    address: Address
+    mac: str
+
+
+class Route(NamedTuple):
+    """A host route, with the source that the host speaks from."""
+
+    address: Address
+    source: Address
+
+
+class Neighbour(NamedTuple):
+    address: Address
+    mac: str
+
+
+class ShimSet(NamedTuple):
+    """All that macvm keeps on one shim. `proxies` are addresses of the host's that it answers for there; `own` are
+    those that the shim itself has, in subnets in which the parent has none: /32 or /128, for a subnet on the shim would
+    take the guests' routes (seen)."""
+
+    routes: frozenset[Route] = frozenset()
+    neighbours: frozenset[Neighbour] = frozenset()
+    proxies: frozenset[Address] = frozenset()
+    own: frozenset[Address] = frozenset()
+
+    def __sub__(self, other: ShimSet) -> ShimSet:
+        return ShimSet(
+            self.routes - other.routes,
+            self.neighbours - other.neighbours,
+            self.proxies - other.proxies,
+            self.own - other.own,
+        )
+
+    def __bool__(self) -> bool:
+        return any(self)
+
+
+def source_for(address: Address, own: Iterable[Interface]) -> Address | None:
+    """The host's own address in a guest's subnet: its first there."""
+    return next((mine.ip for mine in own if mine.version == address.version and address in mine.network), None)
+
+
+def wanted(own: Sequence[Interface], guests: Iterable[Guest], given: Sequence[Interface] = ()) -> ShimSet:
+    """What is to be there for guests, from the parent's `own` addresses, and where it has none in a guest's subnet from
+    those `given` to the shim. A guest in neither's subnets gets nothing, for the host has none to speak from."""
+    routes, neighbours, proxies, used = set(), set(), set(), set()
+    for guest in guests:
+        source = source_for(guest.address, own)
+        if source is None:
+            source = source_for(guest.address, given)
+            if source is None:
+                continue
+            used.add(source)
+        elif source.version == 6:
+            proxies.add(source)
+        routes.add(Route(guest.address, source))
+        neighbours.add(Neighbour(guest.address, guest.mac))
+    return ShimSet(frozenset(routes), frozenset(neighbours), frozenset(proxies), frozenset(used))
+
+
+def unreachable(own: Sequence[Interface], guests: Iterable[Guest], given: Sequence[Interface] = ()) -> list[Guest]:
+    """Those that the host has no address to speak to from."""
+    both = (*own, *given)
+    return [guest for guest in guests if source_for(guest.address, both) is None]
+
+
+def whole(address: Address) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    """The host route's destination."""
+    return ipaddress.ip_network(address)
