@@ -12,7 +12,6 @@ from provisioner.actions import machines, preview, views, waiting
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
-from provisioner.cli.completion import network_names
 from provisioner.cli.machines import open_console, require_terminal
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import print_machine
@@ -28,7 +27,7 @@ _PATH = click.Path(path_type=Path)
 @click.argument("name", required=False)
 @click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
 @click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@click.option("--network", metavar="NET", shell_complete=network_names, help="Parent, mode and address from it.")
+@parameters.network_option("Parent, mode and address from it.")
 @click.option(
     "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
 )

@@ -12,7 +12,7 @@ from provisioner.actions.request import NicRequest
 from provisioner.actions.views import MachineView, NicView
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import group, options_of
-from provisioner.cli.completion import machine_names, network_names, nic_names
+from provisioner.cli.completion import machine_names, nic_names
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import addresses_text, nic_cells
 from provisioner.errors import Usage
@@ -79,7 +79,7 @@ def _one_scope(scopes: Sequence[str]) -> Any:
 @click.argument("name", shell_complete=machine_names)
 @click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
 @click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@click.option("--network", metavar="NET", shell_complete=network_names, help="Parent, mode and address from it.")
+@parameters.network_option("Parent, mode and address from it.")
 @click.option(
     "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
 )
@@ -151,7 +151,7 @@ def detach(name: str, nic: str, scopes: Sequence[str], timeout: float, dry_run: 
 @click.option("--link", type=click.Choice(["up", "down"]), help="The guest's carrier.")
 @click.option("--mode", type=parameters.MODE, help="bridge, vepa or private live; passthrough wants --replug.")
 @click.option("--parent", metavar="DEV", help="Another host link; wants --replug while the VM runs.")
-@click.option("--network", metavar="NET", shell_complete=network_names, help="Another network; its address with it.")
+@parameters.network_option("Another network; its address with it.")
 @click.option("--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="What the guest is told from now on.")
 @click.option("--gateway", multiple=True, metavar="ADDRESS", help="With --ip: the guest's router.")
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="With --ip: a name server.")

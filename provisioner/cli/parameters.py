@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from provisioner.cli.completion import network_names
 from provisioner.cli.words import Words
 from provisioner.errors import Usage
 from provisioner.model.machine import Vnc
@@ -117,6 +118,26 @@ def first_nic(
 
     addressing = parse_addressing(ip, gateway, dns, network=bool(network))
     return NicRequest(mode, parent or "", "", mac, mtu, addressing, network or "")
+
+
+def _one_network(_: click.Context, __: click.Parameter, given: Sequence[str]) -> str | None:
+    """Who says two means two NICs, as elsewhere: the first would be dropped without a word."""
+    if len(given) > 1:
+        shown = " and ".join(map(printable, given[:3]))
+        raise Usage(f"--network is given more than once: {shown}", "one NIC is on one network: nic attach adds another")
+    return given[0] if given else None
+
+
+def network_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`--network`, once."""
+    return click.option(
+        "--network",
+        multiple=True,
+        metavar="NET",
+        callback=_one_network,
+        shell_complete=network_names,
+        help=help_text,
+    )
 
 
 def _pace(text: str) -> str:

@@ -53,9 +53,13 @@ def setting(host: KvmHost) -> Iterator[None]:
     host.clear()
     host.sh(SETTING)
     host.create("holder", "--ip", "192.0.2.61/24", "--mac", TAKEN_MAC, "--no-start", "--no-shim")
+    host.macvm("network", "create", "taken", "--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.200-192.0.2.203",
+               "--aux-address", "printer=192.0.2.201")  # fmt: skip
+    host.create("keeper", "--network", "taken", "--no-start", "--no-probe", "--no-shim")
     yield
-    host.clear(keep=["holder"])
-    host.macvm("delete", "--yes", "holder")
+    host.clear(keep=["holder", "keeper"])
+    host.macvm("delete", "--yes", "holder", "keeper")
+    host.macvm("network", "delete", "taken")
     host.sh(f"virsh undefine foreign; ip link delete trunk; ip link delete port0; rm -r {FILES}")
     host.sh("ip link delete tap0; ip link delete tun0")
 
@@ -166,6 +170,87 @@ TABLE = [
     ),
     Bad(f"{FILES}/text.qcow2 new --checksum md5:1", 2, "not understood", "sha256", command="image import"),
     Bad("nothere --yes", 3, "no image 'nothere'", command="image delete"),
+    # networks
+    Bad("Net --subnet 203.0.113.0/24", 2, "'Net' cannot be a network's name", command="network create"),
+    Bad("taken --subnet 203.0.113.0/24", 4, "a network taken already", "network show taken", command="network create"),
+    Bad("new", 2, "192.0.2.0/24 is eth0's own subnet", "--ip-range 192.0.2.", command="network create"),
+    Bad("new --parent port1", 2, "port1 has no address to tell a subnet by", "--subnet", command="network create"),
+    Bad("new --parent eth7 --subnet 203.0.113.0/24", 3, "no link 'eth7'", "eth0", command="network create"),
+    Bad("new --parent port0 --subnet 203.0.113.0/24", 5, "port0 is a port of trunk", command="network create"),
+    Bad("new --parent eth0.4095 --subnet 203.0.113.0/24", 2, "4095", command="network create"),
+    Bad("new --mode passthrough --subnet 203.0.113.0/24", 2, "wants a --parent", command="network create"),
+    Bad("new --mode source --subnet 203.0.113.0/24", 2, "mode source is not possible", command="network create"),
+    Bad("new --subnet 203.0.113.7/24", 2, "not a subnet", "did you mean 203.0.113.0/24", command="network create"),
+    Bad("new --subnet 203.0.113.0", 2, "203.0.113.0 has no length", "203.0.113.0/24", command="network create"),
+    Bad("new --subnet 127.0.0.0/8", 2, "no guest can live in 127.0.0.0/8", command="network create"),
+    Bad("new --subnet 2001:db8::/64%eth0", 2, "is no subnet", command="network create"),
+    Bad("new --subnet 203.0.113.0/24 --gateway 192.0.2.1", 2, "in no subnet of the network", command="network create"),
+    Bad("new --subnet 203.0.113.0/24 --gateway 203.0.113.0", 2, "the network address", command="network create"),
+    Bad(
+        "new --subnet 203.0.113.0/24 --gateway 203.0.113.1 --gateway 203.0.113.2",
+        2,
+        "two gateways",
+        "give it one",
+        command="network create",
+    ),
+    Bad("new --subnet 203.0.113.0/24 --subnet 203.0.113.128/25", 2, "overlap", command="network create"),
+    Bad(
+        "new --subnet 203.0.113.0/24 --ip-range 203.0.113.9-203.0.113.1",
+        2,
+        "ends before it begins",
+        command="network create",
+    ),
+    Bad(
+        "new --subnet 203.0.113.0/24 --ip-range 203.0.113.250-203.0.114.1",
+        2,
+        "reaches beyond 203.0.113.0/24",
+        command="network create",
+    ),
+    Bad(
+        "new --subnet 203.0.113.0/24 --aux-address 203.0.113.9",
+        2,
+        "is no name and address",
+        "NAME=ADDRESS",
+        command="network create",
+    ),
+    Bad("new --subnet 203.0.113.0/24 --aux-address Router=203.0.113.9", 2, "'Router'", command="network create"),
+    Bad("new --subnet 203.0.113.0/24 --aux-address a=192.0.2.9", 2, "in no subnet", command="network create"),
+    Bad("new --subnet 203.0.113.0/24 --dns resolver", 2, "'resolver' is no DNS server", command="network create"),
+    Bad("new --subnet 203.0.113.0/24 --mtu 9000", 5, "MTU 9000 is above that of eth0, 1500", command="network create"),
+    Bad(
+        "new --subnet 203.0.113.0/30 --gateway 203.0.113.1 --aux-address a=203.0.113.2",
+        2,
+        "no address left for a guest",
+        command="network create",
+    ),
+    Bad(
+        "new --subnet 192.0.2.0/24",
+        4,
+        "overlaps 192.0.2.0/24 of the network taken",
+        "--ip-range",
+        command="network create",
+    ),
+    Bad("nothere", 3, "no network 'nothere'", "there are taken", command="network show"),
+    Bad("nothere", 3, "no network 'nothere'", "there are taken", command="network delete"),
+    Bad("taken", 4, "the network taken is in use by keeper", "network show taken", command="network delete"),
+    Bad("x --network nothere", 3, "no network 'nothere'", "there are taken"),
+    Bad("x --network taken --network taken", 2, "--network is given more than once"),
+    Bad("x --network taken --mode vepa", 2, "--mode is decided by the network taken: bridge", "leave --mode out"),
+    Bad("x --network taken --parent port0", 2, "--parent is decided by the network taken: eth0"),
+    Bad("x --network taken --ip 192.0.2.9", 2, "192.0.2.9 is outside the range 192.0.2.200/30"),
+    Bad("x --network taken --ip 203.0.113.9", 2, "203.0.113.9 is in no subnet of the network taken (192.0.2.0/24)"),
+    Bad("x --network taken --ip 192.0.2.202/25", 2, "does not fit 192.0.2.0/24", "leave the length out"),
+    Bad("x --network taken --ip 192.0.2.201", 4, "192.0.2.201 is kept for printer", "--ip auto"),
+    Bad("x --network taken --ip 192.0.2.200", 4, "192.0.2.200 is held by machine keeper"),
+    Bad("x --network taken --ip auto --ip 192.0.2.202", 2, "exclude one another"),
+    Bad("x --network taken --probe=slow", 2, "--probe='slow' is not known", "--probe=rfc"),
+    Bad("x --network taken --probe=rfc --no-probe", 2, "exclude one another"),
+    Bad("x --network taken --count 3", 4, "the pool of the network taken is exhausted: 3 addresses", "network show"),
+    Bad("x --nic network=taken,libvirt=default", 2, "takes no network"),
+    Bad("foreign --network nothere", 3, "no network 'nothere'", "there are taken", command="nic attach"),
+    Bad("keeper --network nothere", 3, "no network 'nothere'", "there are taken", command="nic set"),
+    Bad("keeper --ip 192.0.2.201", 4, "192.0.2.201 is kept for printer", command="nic set"),
+    Bad("holder --ip auto", 2, "--ip auto needs a network", "--network", command="nic set"),
     # all at once
     Bad("Bad! --memory 1K --vcpus 0 --image no --parent eth7 --ip 192.0.2.61/24", 2, "'Bad!'", problems=4),
     Bad("holder --ip 192.0.2.61/24 --image no --template /nowhere", 4, "holder exists", problems=4),

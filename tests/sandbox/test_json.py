@@ -121,9 +121,32 @@ def test_images_come_and_go(host: KvmHost) -> None:
     host.sh("rm /run/d")
 
 
-@pytest.mark.parametrize("words", ["list", "nic list", "image list"])
+def test_a_network(host: KvmHost) -> None:
+    words = ("--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.200/30", "--subnet", "2001:db8::/64", "--gateway",
+             "2001:db8::1", "--aux-address", "printer=192.0.2.201")  # fmt: skip
+    made = valid(json.loads(host.macvm("network", "create", "lan", *words, "-o", "json").stdout), "network-create.json")
+    assert [(one["gateway"], one["range"]) for one in made["subnets"]] == [
+        (None, "192.0.2.200/30"),
+        ("2001:db8::1", None),
+    ]
+    host.create("one", "--network", "lan", "--no-start", "--quiet")
+    (listed,) = valid(host.json("network", "list"), "network-list.json")
+    assert listed == valid(host.json("network", "show", "lan"), "network-show.json")
+    assert [lease["owner"] for lease in listed["leases"]] == ["one", "one"]
+    assert listed["reserved"] == {"printer": "192.0.2.201"}
+    assert valid(host.json("network", "up"), "network-up.json") == {"made": []}
+    (nic,) = valid(host.json("show", "one"), "show.json")["nics"]
+    assert nic["network"] == "lan"
+    host.macvm("delete", "-y", "one")
+    assert host.macvm("network", "show", "lan", "-o", "name").stdout == "lan\n"
+    gone = host.macvm("network", "delete", "lan", "-o", "json").stdout
+    assert valid(json.loads(gone), "network-delete.json") == [{"name": "lan"}]
+    assert host.macvm("network", "up", "-o", "name").stdout == ""
+
+
+@pytest.mark.parametrize("words", ["list", "nic list", "image list", "network list"])
 def test_lists_of_nothing(host: KvmHost, words: str) -> None:
     empty = ["--connect", "test:///default", "--state-dir", "/run/no-state"]
     found = json.loads(host.macvm(*words.split(), *empty, "-o", "json").stdout)
-    assert found == [] or words != "image list"
+    assert found == [] or words not in ("image list", "network list")
     assert re.fullmatch(r"[A-Z ]+\n(test .*\n)*", host.macvm(*words.split(), *empty).stdout)
