@@ -237,6 +237,8 @@ def _find_own(context: Context, name: str) -> tuple[str, str]:
         for uuid, machine in context.store.machines().items():
             if name in (machine, uuid):
                 return machine, uuid
+        if context.store.has_endpoint(name):
+            raise NotFound(f"{name} is an endpoint, and no machine", f"macvm endpoint delete {name}")
         raise NotFound(f"no machine is named {name!r}", "`macvm list` shows all there are")
     if found.marks is None:
         hint = f"virsh undefine {found.name}, once it is off; its disks are yours"

@@ -107,7 +107,13 @@ def endpoints(context: Context) -> tuple[MachineView, ...]:
 
 def show(context: Context, name: str) -> MachineView:
     """Raises NotFound."""
-    return view_of(context, context.hypervisor.get(name))
+    try:
+        return view_of(context, context.hypervisor.get(name))
+    except NotFound:
+        store = context.reading_store if context.hypervisor.is_local else None
+        if store and store.has_endpoint(name):
+            raise NotFound(f"{name} is an endpoint, and no machine", "macvm endpoint list") from None
+        raise
 
 
 def view_of(context: Context, machine: FoundMachine) -> MachineView:

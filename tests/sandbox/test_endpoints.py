@@ -324,6 +324,8 @@ def test_names_and_addresses_are_shared_with_machines(host: KvmHost, clean: None
     create(host, "alice", *ALICE)
     assert "there is an endpoint alice already" in create(host, "alice", status=4).stderr
     assert "there is an endpoint alice already" in host.macvm("create", "alice", status=4).stderr
+    assert "alice is an endpoint" in host.macvm("show", "alice", status=3).stderr
+    assert complaints(host.macvm("delete", "-y", "alice", status=3).stderr)[0][1] == "macvm endpoint delete alice"
     assert "192.0.2.41 is held by" in create(host, "bob", "--ip", "192.0.2.41/24", status=4).stderr
 
 
