@@ -256,10 +256,11 @@ def test_into_a_process_namespace(host: KvmHost, clean: None) -> None:
         assert host.sh(f"nsenter -n -t {pid} ip -br link").startswith("lo ")
 
 
-def test_into_a_named_namespace_which_stays(host: KvmHost, clean: None) -> None:
+@pytest.mark.parametrize("where", ["theirs", "/run/netns/theirs"])
+def test_into_a_named_namespace_which_stays(host: KvmHost, clean: None, where: str) -> None:
     with named(host):
-        made = create(host, "alice", *ALICE, "--netns", "theirs")
-        assert (made["namespace"], made["device"]) == ("theirs", "eth2")
+        made = create(host, "alice", *ALICE, "--netns", where)
+        assert (made["namespace"], made["device"]) == (where, "eth2")
         assert pings(host, "LAN", "192.0.2.41")
         host.macvm("endpoint", "delete", "alice")
         left = {line.split()[0].partition("@")[0] for line in host.sh("ip -n theirs -br link").splitlines()}
@@ -364,7 +365,8 @@ def network(host: KvmHost) -> Iterator[None]:
         words += ["--ip-range", "2001:db8::64-2001:db8::6f", "--gateway", "192.0.2.1", "--gateway", "2001:db8::1"]
         host.macvm("network", "create", "lan", "--parent", "eth0", *words, "--dns", "192.0.2.53", "--mtu", 1400)
         yield
-        host.macvm("endpoint", "delete", *[one["name"] for one in host.json("endpoint", "list")])
+        if names := [one["name"] for one in host.json("endpoint", "list")]:
+            host.macvm("endpoint", "delete", *names)
         host.macvm("network", "delete", "lan")
 
 
@@ -417,6 +419,27 @@ def test_the_first_command_ever(fresh_box: Sandbox) -> None:
     host.macvm("endpoint", "delete", "nobody", status=3)
     assert host.json("network", "create", "lan", "--subnet", "192.0.2.0/24")["name"] == "lan"
     assert addresses(create(host, "alice", "--network", "lan", "--no-probe")) == ["192.0.2.3"]
+
+
+def test_a_machine_and_an_endpoint_on_one_network(fresh_box: Sandbox) -> None:
+    host = KvmHost(fresh_box)
+    host.macvm("image", "build", "tiny")
+    ranges = ("--ip-range", "192.0.2.64/28", "--ip-range", "2001:db8::40/124")
+    host.macvm("network", "create", "lan", "--parent", "eth0", *ranges)
+    host.macvm("create", "web1", "--memory", "96", "--network", "lan", "--wait")
+    machine = {one["address"] for one in host.show("web1")["nics"][0]["addresses"]}
+    alice = set(addresses(create(host, "alice", "--network", "lan")))
+    assert len(machine) == len(alice) == 2
+    assert not machine & alice
+    assert answering(host, "alice", {*machine, *HOST, *LAN}) == {*machine, *HOST, *LAN}
+    for who in ("host", "LAN"):
+        assert answering(host, who, machine | alice) == machine | alice
+    listed = [(row["name"], row["kind"]) for row in valid(host.json("list"), "list.json")]
+    assert listed == [("web1", "machine"), ("alice", "endpoint")]
+    assert host.macvm("list", "-o", "name").stdout == "web1\n"
+    host.macvm("delete", "-y", "web1")
+    # The shim stays for the endpoint.
+    assert answering(host, "host", alice) == alice
 
 
 # --- lists ----------------------------------------------------------------------------------------------------------
@@ -546,6 +569,27 @@ def test_delete_killed_is_finished_by_the_next_change(host: KvmHost, clean: None
     assert killed.returncode == 128 + signal.SIGKILL, killed.stderr
     again = host.macvm(*MADE)
     assert "finished: endpoint-delete alice" in again.stderr
+
+
+@pytest.mark.parametrize("point", boundaries("endpoint-create", ("probe", "others"))[1:])
+def test_create_killed_while_the_lan_is_asked(host: KvmHost, network: None, point: str) -> None:
+    """The LAN peer has the first address of the pool."""
+    host.sh("ip address add 192.0.2.64/24 dev eth0", node=host.lan)
+    try:
+        words = ("endpoint", "create", "alice", "--network", "lan")
+        assert macvm(host.node, *words, kill=point).returncode == 128 + signal.SIGKILL
+    finally:
+        host.sh("ip address del 192.0.2.64/24 dev eth0", node=host.lan)
+    assert "undid: endpoint-create alice" in host.macvm("gc").stderr
+    assert host.json("endpoint", "list") == []
+    assert host.sh("ls /run/netns; ip -br link show type macvlan") == ""
+
+
+@pytest.mark.parametrize("point", boundaries("endpoint-create", ("link", "inside"))[1:])
+def test_passthrough_killed_gives_its_parent_back(host: KvmHost, clean: None, point: str) -> None:
+    words = ("endpoint", "create", "alice", "--mode", "passthrough", "--parent", "eth1")
+    assert macvm(host.node, *words, kill=point).returncode == 128 + signal.SIGKILL
+    host.macvm("gc")
 
 
 @pytest.mark.parametrize("point", boundaries("endpoint-create", ("link", "inside"))[1:])
