@@ -36,6 +36,7 @@ COMMANDS = {
     "ip": (_REACHING, "ip", "Print the address that this host reaches a VM by."),
     "ssh": (_REACHING, "ssh", "Log in to a VM with ssh, or run a command in it."),
     "ssh-config": (_REACHING, "ssh_config", "Print what ssh, scp, editors and Ansible reach VMs by."),
+    "hosts": (_REACHING, "hosts", "Print `ADDRESS NAME` of every VM, or keep them in /etc/hosts."),
     "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +15,14 @@ from provisioner.actions import reaching
 from provisioner.cli import render, words
 from provisioner.cli.base import Command, Hinted
 from provisioner.cli.completion import machine_names
-from provisioner.cli.run import looking, tell
+from provisioner.cli.run import changing, looking, tell
 from provisioner.errors import MacvmError, Unable, Usage
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
+
+    from provisioner.actions.hosts import Host, Written
+    from provisioner.context import Options
 
 _KEY = click.option(
     "-i", "key", type=click.Path(exists=True, path_type=Path), metavar="KEY", help="The private key to log in with."
@@ -140,11 +143,65 @@ def ssh_config(names: Sequence[str], key: Path | None) -> None:
         from provisioner.actions import ssh as action
 
         found = action.config(context, names, key and key.absolute())
-    for note in found.notes:
-        tell(f"note: {note}")
+    _say(found.notes)
     if options.output == "json":
         render.print_json(found.targets)
     elif options.output == "name":
         render.print_names(to.name for to in found.targets)
     else:
         click.echo("\n".join(action.block(to) for to in found.targets), nl=False)
+
+
+@click.command(cls=Command)
+@click.option("--write", is_flag=True, help="Keep them in a marked block of /etc/hosts.")
+@click.option("--dry-run", is_flag=True, help="With --write: show what would change, and change nothing.")
+def hosts(write: bool, dry_run: bool) -> None:
+    """Print `ADDRESS NAME` for each VM and endpoint of which an address is known.
+
+    With --write they stand in /etc/hosts, between `# macvm begin` and `# macvm end`; no other line is touched.
+    """
+    from provisioner.actions import hosts as action
+
+    with changing() if write and not dry_run else looking(agents=True) as (context, options):
+        context.require_local("names of this host's own VMs")
+        if not write:
+            found = action.look(context)
+            _say(found.notes)
+            if options.output == "json":
+                render.print_json(found.hosts)
+            else:
+                _print_hosts(found.hosts, options)
+            return
+        written = action.write(context, dry_run=dry_run)
+    _say(written.notes)
+    if options.output == "json":
+        shown = ("file", "changed", "hosts")
+        render.print_json({name: value for name, value in written._asdict().items() if name in shown})
+    elif options.output == "name":
+        render.print_names(dict.fromkeys(host.name for host in written.hosts))
+    elif dry_run:
+        _print_difference(written)
+    else:
+        tell(f"{'written' if written.changed else 'unchanged'}: {written.file}")
+
+
+def _say(notes: Iterable[str]) -> None:
+    for note in notes:
+        tell(f"note: {note}")
+
+
+def _print_hosts(found: Iterable[Host], options: Options) -> None:
+    if options.output == "name":
+        render.print_names(dict.fromkeys(host.name for host in found))
+    else:
+        for host in found:
+            click.echo(str(host))
+
+
+def _print_difference(written: Written) -> None:
+    import difflib
+
+    sides = (written.old.splitlines(), written.new.splitlines())
+    for line in difflib.unified_diff(*sides, written.file, written.file, n=0, lineterm=""):
+        # The file may have bytes that are no text.
+        click.echo(line.encode(errors="surrogateescape").decode(errors="replace"))
