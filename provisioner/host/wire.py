@@ -7,7 +7,6 @@ private mode, or in VEPA mode where the switch does not send the frame back.
 
 from __future__ import annotations
 
-import array
 import errno
 import os
 import select
@@ -16,30 +15,22 @@ import struct
 import threading
 import time
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
 from provisioner.errors import MacvmError, NotFound, Unable, Usage
+from provisioner.host import bpf, frames
+from provisioner.host.bpf import DROP, Step
 from provisioner.model.nic import Address
 
 SWEEP_MAX = 1024
 
-# linux/if_ether.h, linux/if_arp.h, linux/if_packet.h, asm-generic/socket.h: what the socket module has no names for.
-_ETH_P_ALL, _ETH_P_ARP, _ETH_P_IPV6, _ARPHRD_ETHER = 0x0003, 0x0806, 0x86DD, 1
-_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST, _PACKET_IGNORE_OUTGOING = 263, 1, 0, 23
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
+_NONCE = 14
+_ALL_NODES = bytes.fromhex("333300000001")
 
-_ARP_REQUEST, _ARP_REPLY = 1, 2
-_SOLICITATION, _ADVERTISEMENT, _TARGET_MAC, _NONCE = 135, 136, 2, 14
-_BROADCAST, _ALL_NODES = b"\xff" * 6, bytes.fromhex("333300000001")
-
-#: Frames sent in one go and the seconds until the next ones: 4,000 a second, where a network card's queue holds 1,000
-#: and so does a macvlan's queue of broadcasts.
-_BATCH, _PAUSE = 16, 0.004
 #: Frames read before the clock is looked at again.
 _GULP = 64
-_RECEIVE_BUFFER = 1 << 20
 
 
 class Pace(NamedTuple):
@@ -136,9 +127,7 @@ class Probing:
 
 def arp_probe(mac: bytes, address: bytes) -> bytes:
     """The frame of RFC 5227, 2.1.1: from 0.0.0.0, so that nobody learns from it."""
-    ethernet = _BROADCAST + mac + struct.pack(">H", _ETH_P_ARP)
-    head = struct.pack(">HHBBH", _ARPHRD_ETHER, 0x0800, 6, 4, _ARP_REQUEST)
-    return ethernet + head + mac + bytes(4) + bytes(6) + address
+    return frames.arp_probe(frames.BROADCAST, mac, address)
 
 
 def solicitation(mac: bytes, address: bytes, nonce: bytes) -> bytes:
@@ -146,25 +135,9 @@ def solicitation(mac: bytes, address: bytes, nonce: bytes) -> bytes:
 
     `nonce` is six bytes that tell this question from another's where a switch sends it back (RFC 7527).
     """
-    source, destination = bytes(16), bytes.fromhex("ff0200000000000000000001ff") + address[-3:]
-    message = struct.pack(">BBHI", _SOLICITATION, 0, 0, 0) + address + bytes((_NONCE, 1)) + nonce
-    pseudo = source + destination + struct.pack(">II", len(message), socket.IPPROTO_ICMPV6)
-    message = message[:2] + struct.pack(">H", _checksum(pseudo + message)) + message[4:]
-    ip = struct.pack(">IHBB", 6 << 28, len(message), socket.IPPROTO_ICMPV6, 255) + source + destination
-    return _solicited_node(address) + mac + struct.pack(">H", _ETH_P_IPV6) + ip + message
-
-
-def _solicited_node(address: bytes) -> bytes:
-    """The MAC of an IPv6 address's solicited-node group (RFC 4291, 2.7.1; RFC 2464, 7)."""
-    return b"\x33\x33\xff" + address[-3:]
-
-
-def _checksum(data: bytes) -> int:
-    """RFC 1071; of an even number of bytes."""
-    total: int = sum(struct.unpack(f">{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    question = struct.pack(">BBHI", frames.SOLICITATION, 0, 0, 0) + address + bytes((_NONCE, 1)) + nonce
+    group, destination = frames.solicited_node(address)
+    return frames.icmpv6(group, mac, bytes(16), destination, question)
 
 
 def claim(frame: bytes) -> Claim | None:
@@ -182,11 +155,11 @@ def _arp_claim(frame: bytes) -> Claim | None:
         return None
     operation = int.from_bytes(frame[20:22])
     mac, sender, target = frame[22:28], frame[28:32], frame[38:42]
-    if operation not in (_ARP_REQUEST, _ARP_REPLY) or not _is_unicast(mac):
+    if operation not in (frames.ARP_REQUEST, frames.ARP_REPLY) or not frames.is_unicast(mac):
         return None
     if any(sender):
         return Claim(sender, mac)
-    return Claim(target, mac) if operation == _ARP_REQUEST else None
+    return Claim(target, mac) if operation == frames.ARP_REQUEST else None
 
 
 def _neighbour_claim(frame: bytes) -> Claim | None:
@@ -199,55 +172,33 @@ def _neighbour_claim(frame: bytes) -> Claim | None:
         return None
     length, source, destination = int.from_bytes(frame[18:20]), frame[22:38], frame[38:54]
     kind, code, target = frame[54], frame[55], frame[62:78]
-    options = _options(frame[78 : 54 + length])
+    options = frames.options(frame[78 : 54 + length])
     if code != 0 or target[0] == 0xFF or not 24 <= length <= len(frame) - 54 or options is None:
         return None
-    if kind == _ADVERTISEMENT:
-        named = options.get(_TARGET_MAC, b"")[:6]
-        mac = named if _is_unicast(named) else frame[6:12]
-        return Claim(target, mac) if _is_unicast(mac) else None
+    if kind == frames.ADVERTISEMENT:
+        named = options.get(frames.TARGET_MAC, b"")[:6]
+        mac = named if frames.is_unicast(named) else frame[6:12]
+        return Claim(target, mac) if frames.is_unicast(mac) else None
     # From an address of its own it asks for a neighbour; only from :: does it want the target for itself.
-    if kind == _SOLICITATION and not any(source) and destination[:13] == bytes.fromhex("ff0200000000000000000001ff"):
-        return Claim(target, frame[6:12], options.get(_NONCE, b"")) if _is_unicast(frame[6:12]) else None
+    if (
+        kind == frames.SOLICITATION
+        and not any(source)
+        and destination[:13] == bytes.fromhex("ff0200000000000000000001ff")
+    ):
+        return Claim(target, frame[6:12], options.get(_NONCE, b"")) if frames.is_unicast(frame[6:12]) else None
     return None
 
 
-def _options(data: bytes) -> dict[int, bytes] | None:
-    """Options of neighbour discovery by their number; None where one is malformed, and so all of the frame."""
-    found: dict[int, bytes] = {}
-    while data:
-        length = data[1] * 8 if len(data) > 1 else 0
-        if not 0 < length <= len(data):
-            return None
-        found.setdefault(data[0], data[2:length])
-        data = data[length:]
-    return found
-
-
-def _is_unicast(mac: bytes) -> bool:
-    return len(mac) == 6 and not mac[0] & 1 and any(mac)
-
-
-# Classic BPF (linux/filter.h): opcodes, and where the VLAN tag is loaded from, which the kernel takes out of the frame.
-_LOAD, _LOAD_HALF, _LOAD_BYTE, _RETURN, _VLAN_TAG = 0x20, 0x28, 0x30, 0x06, 0xFFFFF000 + 44
-_IF_EQUAL, _IF_ABOVE, _IF_AT_LEAST, _IF_ANY = 0x15, 0x25, 0x35, 0x45
-_DROP = 255
-
-#: Opcode, steps to skip where a condition holds, where not, value.
-Step = tuple[int, int, int, int]
-
-#: Frames of another VLAN are another LAN's; VLAN 0 is no VLAN but a priority.
-_UNTAGGED: list[Step] = [(_LOAD, 0, 0, _VLAN_TAG), (_IF_ANY, _DROP, 0, 0x0FFF), (_LOAD_HALF, 0, 0, 12)]
 #: Loads the sender's address, or the target's of a probe.
-_IF_ARP: list[Step] = [(_LOAD, 0, 0, 28), (_IF_EQUAL, 0, 1, 0), (_LOAD, 0, 0, 38)]
+_IF_ARP: list[Step] = [(bpf.LOAD, 0, 0, 28), (bpf.IF_EQUAL, 0, 1, 0), (bpf.LOAD, 0, 0, 38)]
 #: Loads the last four bytes of the target.
 _IF_NEIGHBOUR: list[Step] = [
-    (_LOAD_BYTE, 0, 0, 20),
-    (_IF_EQUAL, 0, _DROP, socket.IPPROTO_ICMPV6),
-    (_LOAD_BYTE, 0, 0, 54),
-    (_IF_AT_LEAST, 0, _DROP, _SOLICITATION),
-    (_IF_ABOVE, _DROP, 0, _ADVERTISEMENT),
-    (_LOAD, 0, 0, 74),
+    (bpf.LOAD_BYTE, 0, 0, 20),
+    (bpf.IF_EQUAL, 0, DROP, socket.IPPROTO_ICMPV6),
+    (bpf.LOAD_BYTE, 0, 0, 54),
+    (bpf.IF_AT_LEAST, 0, DROP, frames.SOLICITATION),
+    (bpf.IF_ABOVE, DROP, 0, frames.ADVERTISEMENT),
+    (bpf.LOAD, 0, 0, 74),
 ]
 
 
@@ -256,18 +207,13 @@ def _filter(addresses: Collection[bytes]) -> bytes:
 
     By the range of the addresses' last four bytes, so that its size is the same for two addresses and a thousand.
     """
-    steps = list(_UNTAGGED)
-    for size, protocol, loading in ((4, _ETH_P_ARP, _IF_ARP), (16, _ETH_P_IPV6, _IF_NEIGHBOUR)):
+    steps = list(bpf.UNTAGGED)
+    for size, protocol, loading in ((4, frames.ETH_P_ARP, _IF_ARP), (16, frames.ETH_P_IPV6, _IF_NEIGHBOUR)):
         ends = [int.from_bytes(address[-4:]) for address in addresses if len(address) == size]
         if ends:
-            in_range = [(_IF_AT_LEAST, 0, _DROP, min(ends)), (_IF_ABOVE, _DROP, 0, max(ends)), (_RETURN, 0, 0, 0xFFFF)]
-            steps += [(_IF_EQUAL, 0, len(loading) + len(in_range), protocol), *loading, *in_range]
-    steps.append((_RETURN, 0, 0, 0))
-    program = b""
-    for number, (code, if_true, if_false, value) in enumerate(steps):
-        drop = len(steps) - 2 - number
-        program += struct.pack("HBBI", code, *(drop if jump == _DROP else jump for jump in (if_true, if_false)), value)
-    return program
+            in_range: list[Step] = [(bpf.IF_AT_LEAST, 0, DROP, min(ends)), (bpf.IF_ABOVE, DROP, 0, max(ends)), bpf.KEEP]
+            steps += [(bpf.IF_EQUAL, 0, len(loading) + len(in_range), protocol), *loading, *in_range]
+    return bpf.assemble(steps)
 
 
 @contextmanager
@@ -294,37 +240,11 @@ def _refusals(device: str) -> Iterator[None]:
 
 
 def _open(device: str, addresses: Collection[bytes]) -> socket.socket:
-    """A raw socket that hears what matters to the addresses. Raises OSError, Unable.
-
-    One for all protocols with a filter rather than one for each: the kernel takes 8 to 16 ms to close one (seen), and
-    this one also hears what a link with macvlans of its own hands on to them. Nothing comes in before the filter is in
-    place, since only `bind` makes it hear.
-    """
-    try:
-        index = socket.if_nametoindex(device)  # `bind` cuts a long name short, and takes "" for all links
-    except OSError as error:  # which has no number
-        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), device) from error
-    wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, 0)
-    try:
-        program = array.array("B", _filter(addresses))
-        place, size = program.buffer_info()
-        wire.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", size // 8, place))
-        with suppress(OSError):  # since Linux 4.20; else our own MAC tells them
-            wire.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-        with suppress(PermissionError):  # CAP_NET_ADMIN; a few hundred answers fit without
-            wire.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-        wire.bind((device, _ETH_P_ALL))
-        if wire.getsockname()[3] != _ARPHRD_ETHER:
-            raise Unable(f"{device} is no Ethernet link, and has no LAN to ask", "`ip -d link` shows each link's kind")
-        targets = [address for address in addresses if len(address) == 16]
-        # Holders answer :: by way of all nodes; others that probe are heard in the groups of their targets.
-        for group in {_ALL_NODES, *map(_solicited_node, targets)} if targets else ():
-            member = struct.pack("iHH8s", index, _PACKET_MR_MULTICAST, len(group), group)
-            wire.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, member)
-    except BaseException:
-        wire.close()
-        raise
-    return wire
+    """A raw socket that hears what matters to the addresses. Raises OSError, Unable."""
+    targets = [address for address in addresses if len(address) == 16]
+    # Holders answer :: by way of all nodes; others that probe are heard in the groups of their targets.
+    groups = {_ALL_NODES, *(frames.solicited_node(target)[0] for target in targets)} if targets else set[bytes]()
+    return frames.open_wire(device, _filter(addresses), groups, outgoing=False)
 
 
 class _Talk:
@@ -348,11 +268,11 @@ class _Talk:
 
     def ask(self, questions: list[bytes]) -> list[bytes]:
         """Sends the first of them; returns what is left to send. Raises OSError."""
-        for number, address in enumerate(questions[:_BATCH]):
+        for number, address in enumerate(questions[: frames.BATCH]):
             if not self._send(self._frames[address]):
                 return questions[number:]
             self.deaf = False
-        return questions[_BATCH:]
+        return questions[frames.BATCH :]
 
     def _send(self, frame: bytes) -> bool:
         """False where the queue is full for now."""
@@ -426,7 +346,7 @@ def _converse(talk: _Talk, wire: socket.socket, pace: Pace, told: socket.socket 
                 left, rounds = unknown, rounds - 1
                 again = now + pace.spacing + pace.jitter * _random()
             left = talk.ask(left)
-            due = now + _PAUSE if left else again if rounds else now + pace.listen
+            due = now + frames.PAUSE if left else again if rounds else now + pace.listen
         ready = [number for number, _ in poll.poll(max(0.0, due - time.monotonic()) * 1000)]
         if ready:
             talk.hear()
