@@ -11,6 +11,7 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, Taken, Unable
 from provisioner.host import links, netlink
 from provisioner.host.netlink import Link
+from provisioner.host.store import Store
 from provisioner.model.names import printable
 from provisioner.model.vlan import VlanParent, double_tag, vlan_parent
 
@@ -153,4 +154,13 @@ def _is_used(context: Context, host: Links, link: Link) -> bool:
     elsewhere = netlink.macs_behind(link.index) - {one.mac for one in on_it}
     store = context.reading_store
     leases = [lease for lease in (store.leases() if store else ()) if lease.parent == link.name]
-    return bool(others or elsewhere or leases or link.enslaved_to)
+    return bool(others or elsewhere or leases or link.enslaved_to or _has_endpoint(store, link.name))
+
+
+def _has_endpoint(store: Store | None, parent: str) -> bool:
+    """An ipvlan leaves no trace on this side."""
+    if store is None or not store.has_endpoint():
+        return False
+    from provisioner.host.endpoints import Endpoints
+
+    return bool(Endpoints(store).on(parent))

@@ -152,9 +152,7 @@ def check_endpoints(context: Context, parent: str, mode: enum.Enum) -> None:
     from provisioner.host.endpoints import Endpoints
     from provisioner.model.endpoint import IpvlanMode
 
-    for other in Endpoints(store).all():
-        if other.nic.parent != parent:
-            continue
+    for other in Endpoints(store).on(parent):
         hint = f"choose another parent, or delete it: macvm endpoint delete {other.name}"
         said = f"{parent} carries the {other.kind} of the endpoint {other.name}, in mode {other.mode.value}"
         if isinstance(mode, IpvlanMode) != isinstance(other.mode, IpvlanMode):

@@ -23,6 +23,10 @@ class Endpoints:
         rows = self._store.rows("SELECT facts FROM endpoints ORDER BY name")
         return [Endpoint.from_json(row["facts"]) for row in rows]
 
+    def on(self, parent: str) -> list[Endpoint]:
+        """Those on a parent, of which a look at the host's links shows nothing."""
+        return [endpoint for endpoint in self.all() if endpoint.nic.parent == parent]
+
     def get(self, name: str) -> Endpoint:
         """Raises NotFound."""
         rows = self._store.rows("SELECT facts FROM endpoints WHERE name = ?", (name,))

@@ -125,7 +125,11 @@ class Store:
 
     def rows(self, sql: str, parameters: Iterable[object] = ()) -> list[sqlite3.Row]:
         with _translated(self.path):
-            return self._connection.execute(sql, tuple(parameters)).fetchall()
+            try:
+                return self._connection.execute(sql, tuple(parameters)).fetchall()
+            except UnicodeEncodeError:
+                # A byte of the command line that is no UTF-8: no text with it is stored, and so none is found.
+                return []
 
     @cached_property
     def networks(self) -> Networks:

@@ -114,6 +114,16 @@ def test_an_l3_endpoint_is_reached_by_way_of_the_host(host: KvmHost) -> None:
         host.sh("ip route del 192.0.2.60/32", node=host.lan)
 
 
+def test_a_vlans_link_stays_below_an_ipvlan(host: KvmHost) -> None:
+    """Which leaves no trace of itself on this side; macvm made the link, and no network is on it any more."""
+    host.macvm("network", "create", "fifty", "--parent", "eth0.50", "--subnet", "198.51.100.0/24")
+    host.macvm("endpoint", "create", "alice", "--parent", "eth0.50", "--ipvlan", "l2")
+    host.macvm("network", "delete", "fifty")
+    assert [one["state"] for one in host.json("endpoint", "list")] == ["up"]
+    host.macvm("endpoint", "delete", "alice")
+    assert "removed: eth0.50" in host.macvm("gc").stderr
+
+
 def test_ipvlan_in_a_container(host: KvmHost) -> None:
     with host.node.start(["unshare", "--net", "sleep", "600"]) as process:
         host.sh(f"until [ $(readlink /proc/{process.pid}/ns/net) != $(readlink /proc/1/ns/net) ]; do sleep 0.1; done")

@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from provisioner.errors import MacvmError, Taken, Unable
+from provisioner.errors import MacvmError, NotFound, Taken, Unable
 from provisioner.host import schema
 from provisioner.host import store as module
+from provisioner.host.endpoints import Endpoints
 from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.host.schema import MIGRATIONS
 from provisioner.host.store import DATABASE, Store, StoredImage, StoreFailed, open_for_reading, open_store
@@ -399,3 +400,11 @@ def test_a_page_limit_is_no_space(store: Store) -> None:
     with pytest.raises(StoreFailed, match="no space left"):
         fill()
     assert store.machines()
+
+
+def test_text_that_cannot_be_stored_is_not_found(store: Store) -> None:
+    """A byte of the command line that is no UTF-8."""
+    assert not store.has_endpoint("\udcff")
+    assert store.networks.find("\udcff") is None
+    with pytest.raises(NotFound, match=r"there is no endpoint '\\udcff'"):
+        Endpoints(store).get("\udcff")
