@@ -11,7 +11,7 @@ from provisioner.actions.addresses import Segment, get_network, segment_of
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
-from provisioner.errors import MacvmError, Taken, Usage
+from provisioner.errors import MacvmError, NotFound, Taken, Usage
 from provisioner.host import netlink, wire
 from provisioner.host.leases import Lease
 from provisioner.host.netlink import Link
@@ -215,12 +215,15 @@ def removing_lines(context: Context, network: Network) -> list[str]:
 
 
 def list_all(context: Context) -> list[NetworkView]:
+    """Raises Unable for another host's: the store and the links here say nothing of it."""
+    context.require_local("looking at networks")
     links = Links.read()
     return [_view(context, network, links) for network in _all(context)]
 
 
 def show(context: Context, name: str) -> NetworkView:
-    """Raises NotFound."""
+    """Raises NotFound; Unable as `list_all`."""
+    context.require_local("looking at networks")
     return _view(context, get_network(context, name), Links.read())
 
 
@@ -289,9 +292,31 @@ def up(context: Context) -> list[str]:
     """
     context.require_local_root("bringing networks up")
     findings, made = Findings(), []
-    for parent in dict.fromkeys(network.parent for network in context.store.networks.all()):
+    for parent, names in _by_parent(context.store.networks.all()).items():
         with findings.checking(), context.lock(_lock_name(parent)):
-            if vlans.ensure(context, parent):
-                made.append(parent)
+            try:
+                if vlans.ensure(context, parent):
+                    made.append(parent)
+            except NotFound as error:
+                raise NotFound(f"{error.message}, for {names}", error.hint) from error
     findings.finish()
     return made
+
+
+def _by_parent(networks: Iterable[Network]) -> dict[str, str]:
+    """Each parent, and which networks are on it in words."""
+    found: dict[str, list[str]] = {}
+    for network in networks:
+        found.setdefault(network.parent, []).append(network.name)
+    return {parent: f"the network{'s' * (len(names) > 1)} {', '.join(names)}" for parent, names in found.items()}
+
+
+def up_lines(context: Context) -> list[str]:
+    """The `ip` lines that amount to `up`, and what it would complain of."""
+    lines, links = list[str](), Links.read()
+    for parent, names in _by_parent(_all(context)).items():
+        making = vlans.making_lines(parent)
+        if not making and links.find(parent) is None:
+            making = [f"# there is no link {parent} on this host, for {names}; macvm makes VLAN links alone"]
+        lines += making
+    return lines

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from provisioner.actions import addresses, guest, passthrough, shims
+from provisioner.actions import addresses, guest, nics, passthrough, shims
 from provisioner.actions.nics import (
     DETACH_TIMEOUT,
     NicChange,
@@ -115,6 +115,10 @@ def plan_change(context: Context, name: str, wanted: str | None, asked: Change) 
     if rewired and found.kind != "direct":
         hint = f"macvm nic detach {machine.name} {found.mac}, then macvm nic attach {machine.name}"
         raise Unable(f"{found.mac} is on the libvirt network {found.network}, which decides how it is wired", hint)
+    if asked.network is not None and not config and live and nics.seen(context, machine.uuid, found.mac)[1]:
+        # The seed tells of a NIC once, and a lease is of its MAC: at the next boot neither would fit the definition.
+        said = f"{found.mac} is in the definition of {machine.name} too, which --live would leave on its old network"
+        raise Usage(said, "leave --live out")
     before = _known(context, machine, found)
     host = Links.read()
     others = Links(tuple(link for link in host.all if not found.device or link.name != found.device))

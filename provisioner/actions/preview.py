@@ -217,8 +217,7 @@ def delete_network(context: Context, name: str) -> list[str]:
 
 
 def networks_up(context: Context) -> list[str]:
-    store = context.reading_store
-    return [line for one in (store.networks.all() if store else ()) for line in networks.making_lines(one)]
+    return networks.up_lines(context)
 
 
 def delete_image(context: Context, wanted: str) -> list[str]:

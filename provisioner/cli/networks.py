@@ -18,6 +18,7 @@ from provisioner.cli.words import Words
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.network import parse_range, parse_reserved, parse_subnet
 from provisioner.model.nic import parse_address
+from provisioner.model.vlan import vlan_parent
 
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
 _SUBNET = Words("subnet", parse_subnet)
@@ -38,7 +39,9 @@ def network() -> None:
     "--parent", default="", metavar="DEV[.VLAN]", help="Host link, or its VLAN; default: the default route's."
 )
 @click.option("--mode", type=parameters.MODE, default="bridge", help="bridge (default), vepa, private or passthrough.")
-@click.option("--subnet", "subnets", multiple=True, type=_SUBNET, help="IPv4 or IPv6; default: the parent's own.")
+@click.option(
+    "--subnet", "subnets", multiple=True, type=_SUBNET, help="IPv4 or IPv6; default: the parent's own, with --ip-range."
+)
 @click.option("--gateway", "gateways", multiple=True, type=_GATEWAY, help="The guests' router; one for each subnet.")
 @click.option("--ip-range", "ranges", multiple=True, type=_RANGE, help="Give out only these: a block, or FIRST-LAST.")
 @click.option("--aux-address", "reserved", multiple=True, type=_RESERVED, help="Keep this one free.")
@@ -106,7 +109,8 @@ def _print(one: NetworkView) -> None:
     if options.output == "name":
         render.print_names([one.name])
         return
-    missing = " (missing: macvm network up)" if one.macs_on_parent is None else ""
+    remedy = ": macvm network up" if vlan_parent(one.parent) else ""
+    missing = f" (missing{remedy})" if one.macs_on_parent is None else ""
     render.print_facts(
         [
             ("name", one.name),

@@ -286,6 +286,9 @@ def test_attach_and_set_on_networks(lab: Lab) -> None:
     with lab.network_of("far", "--parent", "eth1", "--ip-range", "198.51.100.16/28"):
         error, _ = lab.refused("nic", "set", "web1", "52:54:00:00:02:01", "--network", "far", status=2)
         assert "by unplugging it" in error
+        words = ("nic", "set", "web1", "52:54:00:00:02:01", "--network", "far", "--replug", "--live")
+        error, _ = lab.refused(*words, status=2)
+        assert "in the definition of web1 too" in error
         done = lab.macvm("nic", "set", "web1", "52:54:00:00:02:01", "--network", "far", "--replug")
         assert re.search(r"^note: 198.51.100.16 is in use on the LAN by \S+: 198.51.100.17 instead$", done.stderr, re.M)
         assert lab.held("far") == {"198.51.100.17": "web1"}
@@ -465,3 +468,22 @@ def test_deleted_last_all_is_gone(lab: Lab) -> None:
     assert lab.macvlans() == ""
     lab.macvm("network", "delete", "lan")
     assert "proto 109" not in lab.routes()
+
+
+# --- a parent that is gone ------------------------------------------------------------------------------------------
+
+
+def test_a_parent_that_is_gone_is_named_wherever_it_is_missed(lab: Lab) -> None:
+    lab.sh("ip link add eth9 type veth peer far9; ip link set eth9 up; ip link set far9 up")
+    with lab.network_of("lost", "--parent", "eth9", "--subnet", "203.0.113.0/24"):
+        lab.macvm("create", "x", "--network", "lost", "--no-start")
+        lab.sh("ip link del eth9")
+        with lab.unchanged():
+            assert re.search(r"^parent +eth9 \(missing\)$", lab.macvm("network", "show", "lost").stdout, re.MULTILINE)
+            assert lab.network("lost")["macs_on_parent"] is None
+            error, _ = lab.refused("create", "y", "--network", "lost", "--no-start", status=3)
+            assert error == "eth9, the parent of the network lost, is not there"
+            error, _ = lab.refused("network", "up", status=3)
+            assert error == "there is no link 'eth9' on this host, for the network lost"
+            assert "no link eth9 on this host, for the network lost" in lab.macvm("network", "up", "--dry-run").stdout
+        lab.macvm("delete", "--yes", "x")

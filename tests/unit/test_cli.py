@@ -182,6 +182,12 @@ def test_what_destroys_asks_and_without_a_terminal_wants_yes(
     assert run("-y", *words).status != 2
 
 
+@pytest.mark.parametrize("words", [["list"], ["show", "lan"], ["create", "lan"], ["delete", "lan"], ["up"]])
+def test_networks_are_of_this_host(macvm: Run, words: list[str], tmp_path: Path) -> None:
+    ran = macvm("network", *words, "--connect", "qemu+ssh://far/system", "--state-dir", str(tmp_path / "state"), "-q")
+    complains(ran, 5, "qemu+ssh://far/system", "ssh far sudo macvm")
+
+
 def test_the_keys_of_nic(macvm: Run) -> None:
     ran = macvm("create", "--nic", "help")
     assert ran.status == 0
