@@ -37,6 +37,7 @@ COMMANDS = {
     "ssh": (_REACHING, "ssh", "Log in to a VM with ssh, or run a command in it."),
     "ssh-config": (_REACHING, "ssh_config", "Print what ssh, scp, editors and Ansible reach VMs by."),
     "hosts": (_REACHING, "hosts", "Print `ADDRESS NAME` of every VM, or keep them in /etc/hosts."),
+    "capture": (_REACHING, "capture", "Show what a VM's NIC sends and hears, with tcpdump."),
     "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from provisioner.actions import reaching
 from provisioner.cli import render, words
 from provisioner.cli.base import Command, Hinted
-from provisioner.cli.completion import machine_names
+from provisioner.cli.completion import machine_names, nic_names
 from provisioner.cli.run import changing, looking, tell
 from provisioner.errors import MacvmError, Unable, Usage
 
@@ -205,3 +205,37 @@ def _print_difference(written: Written) -> None:
     for line in difflib.unified_diff(*sides, written.file, written.file, n=0, lineterm=""):
         # The file may have bytes that are no text.
         click.echo(line.encode(errors="surrogateescape").decode(errors="replace"))
+
+
+class _Output:
+    """The file of `-w`, made when there is something to put into it: a filter with a mistake in it leaves none."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+
+    def write(self, data: bytes) -> None:
+        if self._file is None:
+            self._file = sys.stdout.buffer if self._path == "-" else open(self._path, "wb")  # noqa: SIM115
+        self._file.write(data)
+        # Whoever reads it meanwhile, through a pipe or by `tail -f`, has whole packets.
+        self._file.flush()
+
+
+@click.command(cls=Command)
+@click.argument("name", shell_complete=machine_names)
+@click.argument("words", nargs=-1, metavar="[NIC] [FILTER]…", shell_complete=nic_names)
+@click.option("-w", "file", metavar="FILE", help="Write packets to a pcap file, or with - to standard output.")
+def capture(name: str, words: Sequence[str], file: str | None) -> None:
+    """Show what a VM's NIC sends and hears: tcpdump on its host device, whatever that is called today.
+
+    Goes on when the VM is stopped and started again, into the same file with -w. Ctrl+C ends it. FILTER is tcpdump's.
+    """
+    if file == "-" and sys.stdout.isatty():
+        raise Usage("a pcap file is nothing for a terminal", "name a file, or pipe it: … -w - | wireshark -k -i -")
+    with looking() as (context, options):
+        context.require_local("capturing")
+        from provisioner.actions import capture as action
+
+        sink = _Output(file).write if file is not None else None
+        action.capture(context, action.choose(context, name, words), sink, options.verbose)
