@@ -156,7 +156,12 @@ def claim_others(
     others. Raises Taken where a pool is exhausted."""
     leases.give_back(nic.mac)
     kept = tuple(interface for interface in nic.addressing.static if interface.ip not in lost)
-    settled = _settled(leases, nic, segment, kept, lost)
+    try:
+        settled = _settled(leases, nic, segment, kept, lost)
+    except Taken as error:
+        # Else the count of those that are free would be a riddle.
+        others = ", ".join(map(str, sorted(lost, key=lambda address: (address.version, int(address)))))
+        raise Taken(f"{error.message}; others on the LAN have {others}", error.hint) from error
     leases.claim(owner, machine, [claim_of(settled)])
     return settled
 

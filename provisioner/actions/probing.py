@@ -128,16 +128,19 @@ class Question:
         self._vantages.close()
 
 
-def refuse_given(context: Context, found: Sequence[InUse]) -> None:
-    """Raises Taken for an address that the user named: another is for him to choose. The conflict is kept."""
-    given = [one for one in found if not one.nic.addressing.auto]
-    if not given:
-        return
+def record(context: Context, found: Sequence[InUse]) -> None:
+    """Keeps the conflicts for whoever looks at the network, whatever comes of the command."""
     with context.store.claiming() as leases:
-        for one in given:
+        for one in found:
             leases.record_conflict(one.nic.network, one.address, one.mac)
-    said = "; ".join(f"{one.address} is in use on the LAN by {one.mac}" for one in given)
-    raise Taken(said, "choose another, or --ip auto; --no-probe does not ask")
+
+
+def refuse_given(found: Sequence[InUse]) -> None:
+    """Raises Taken for an address that the user named: another is for him to choose."""
+    given = [one for one in found if not one.nic.addressing.auto]
+    if given:
+        said = "; ".join(f"{one.address} is in use on the LAN by {one.mac}" for one in given)
+        raise Taken(said, "choose another, or --ip auto; --no-probe does not ask")
 
 
 def take_others(
@@ -149,7 +152,7 @@ def take_others(
     found: Sequence[InUse],
     avoid: Collection[Address],
 ) -> tuple[Nic, ...]:
-    """In an open transaction: records the conflicts, and gives the NICs concerned what their networks give out next.
+    """In an open transaction: gives the NICs concerned what their networks give out next.
 
     Raises Taken where a pool is exhausted.
     """
@@ -159,8 +162,6 @@ def take_others(
         if nic.mac in concerned:
             nic = addresses.claim_others(leases, owner, machine, nic, segments[nic.network], avoid)
         settled.append(nic)
-    for one in found:
-        leases.record_conflict(one.nic.network, one.address, one.mac)
     return tuple(settled)
 
 
@@ -185,7 +186,8 @@ def hear(
     notes, avoid = list(question.notes), set[Address]()
     while found:
         avoid |= {one.address for one in found}
-        refuse_given(context, found)
+        record(context, found)
+        refuse_given(found)
         with work.step("others"):
             work.claim_again(_claiming(claim_others, found, avoid))
         notes += notes_of(found, nics())

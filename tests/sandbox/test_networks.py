@@ -248,6 +248,19 @@ def test_several_at_once(lab: Lab) -> None:
         lab.macvm("delete", "--yes", "n-2", "m", "p-1", "p-2")
 
 
+def test_a_pool_that_the_lan_has_all_of(lab: Lab) -> None:
+    held = ("192.0.2.120/24", "192.0.2.121/24")
+    with lab.lan_has(*held), lab.network_of("narrow", "--ip-range", "192.0.2.120/31"):
+        before = lab.same_but_conflicts()
+        error, _ = lab.refused("create", "x", "--network", "narrow", "--no-start", status=4)
+        assert error == (
+            "the pool of the network narrow is exhausted: 2 addresses in 192.0.2.120/31; others on the LAN have "
+            "192.0.2.120, 192.0.2.121"
+        )
+        assert lab.conflicts("narrow") == dict.fromkeys(("192.0.2.120", "192.0.2.121"), LAN_MAC)
+        assert_same(before, lab.same_but_conflicts())
+
+
 @pytest.mark.parametrize(
     ("words", "asked"),
     [("--mode=bridge --no-shim", True), ("--mode=vepa", True), ("--mode=private", True), ("--mode=passthrough", False)],
