@@ -7,7 +7,7 @@ from provisioner.actions import passthrough, shims
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.endpoint_spaces import alias_of, first_of_each_family, resolv_conf
 from provisioner.actions.endpoint_views import get, list_all
-from provisioner.actions.preview import shim_lines
+from provisioner.actions.shim_preview import shim_lines
 from provisioner.context import Context
 from provisioner.host import links, netlink
 from provisioner.model.endpoint import Endpoint, IpvlanMode, MacvlanMode
@@ -65,7 +65,7 @@ def delete(context: Context, name: str) -> list[str]:
     lines = [f"{inside} link del {found.device}"] if found.device else []
     lines += [f"ip netns delete {endpoint.namespace}"] if endpoint.own else []
     lines += [f"rm {path}" for path in store.files_of(endpoint.owner)] if store else []
-    for route in shims.routes_of(store.leases(), endpoint.owner) if store else ():
+    for route in shims.routes_of(store, endpoint.owner) if store else ():
         parent = netlink.find_link(route.parent)
         shim = shims.find_shim(parent) if parent else None
         device = shim.name if shim else shim_name(route.parent)

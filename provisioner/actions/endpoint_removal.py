@@ -47,7 +47,7 @@ def delete(context: Context, names: Sequence[str]) -> list[str]:
 
 
 def _delete(context: Context, endpoint: Endpoint) -> None:
-    routes = shims.routes_of(context.store.leases(), endpoint.owner)
+    routes = shims.routes_of(context.store, endpoint.owner)
     work = context.journal.begin("endpoint-delete", endpoint.name, endpoint.owner, facts(endpoint, routes))
     _take_away(context, work, endpoint, routes)
 

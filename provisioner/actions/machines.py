@@ -217,7 +217,7 @@ def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) 
     deleted: list[Deleted] = []
     problems: list[MacvmError] = []
     for name, uuid in doomed:
-        remains = Remains(name, uuid, tuple(shims.routes_of(context.store.leases(), uuid)))
+        remains = Remains(name, uuid, tuple(shims.routes_of(context.store, uuid)))
         work = context.journal.begin("delete", name, uuid, remains.facts())
         try:
             kept = remove_all(context, work, remains, keep_disks=keep_disks)

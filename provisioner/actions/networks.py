@@ -241,7 +241,7 @@ def _view(context: Context, network: Network, links: Links) -> NetworkView:
     macs = (
         {parent.mac, *(link.mac for link in links.on(parent)), *netlink.macs_behind(parent.index)} if parent else set()
     )
-    leases = store.leases(network.name)
+    leases = store.leases(network=network.name)
     return NetworkView(
         name=network.name,
         parent=network.parent,

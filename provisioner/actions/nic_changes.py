@@ -317,10 +317,11 @@ def _rewrite_told(context: Context, plan: Plan, pace: str, work: Work, undo: Und
     machine, before, after = plan.machine, plan.before, plan.after
     notes: list[str] = []
     store = context.store
-    old_routes = [route for route in shims.routes_of(store.leases(), machine.uuid) if route.mac == before.mac]
+    old_routes = [route for route in shims.routes_of(store, machine.uuid) if route.mac == before.mac]
     was = store.told_of(machine.uuid).get(before.mac, "")
-    # These two once the old leases are back.
+    # These three once the old leases are back, which the routes follow.
     undo.then(lambda: guest.rewrite_seed(context, machine))
+    undo.then(lambda: shims.ensure(context, old_routes))
     undo.then(lambda: shims.release(context, guest_routes(after)))
     with work.step("lease"):
         undo.then(lambda: _retell(context, machine, before, was))
@@ -329,7 +330,6 @@ def _rewrite_told(context: Context, plan: Plan, pace: str, work: Work, undo: Und
         after, notes = _ask(context, plan, after, pace, work)
     routes = guest_routes(after)
     with work.step("routes"):
-        undo.then(lambda: shims.ensure(context, old_routes))
         if plan.live:
             shims.ensure(context, routes)
         shims.release(context, [route for route in old_routes if route not in routes])

@@ -129,7 +129,7 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
         if gone and config:
             remove_saved(context, machine, nic.mac)
         return _detached(machine, nic, live, config, gone=gone, timeout=timeout)
-    routes = [route for route in shims.routes_of(context.store.leases(), machine.uuid) if route.mac == nic.mac]
+    routes = [route for route in shims.routes_of(context.store, machine.uuid) if route.mac == nic.mac]
     facts = {"mac": nic.mac, "live": live, "config": config}
     facts["routes"] = [[str(route.address), route.mac, route.parent] for route in routes]
     work = context.journal.begin("detach", machine.name, machine.uuid, facts)

@@ -88,7 +88,7 @@ def _start_steps(
     with step("nics"):
         prepare_nics(context, machine.uuid)
     with step("routes"):
-        notes = shims.ensure(context, shims.routes_of(context.store.leases(), machine.uuid))
+        notes = shims.ensure(context, shims.routes_of(context.store, machine.uuid))
     with step("resume"):
         context.hypervisor.resume(machine.uuid, machine.name)
     return notes
@@ -99,7 +99,7 @@ def finish_start(context: Context, uuid: str) -> None:
     if context.hypervisor.state(uuid) != "paused":
         return
     prepare_nics(context, uuid)
-    shims.ensure(context, shims.routes_of(context.store.leases(), uuid))
+    shims.ensure(context, shims.routes_of(context.store, uuid))
     context.hypervisor.resume(uuid, uuid)
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 
-from provisioner.actions import attaching, images, networks, nic_changes, nics, passthrough, shims
+from provisioner.actions import attaching, images, networks, nic_changes, nics, passthrough, shim_preview, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.context import Context
 from provisioner.errors import Unable
-from provisioner.host import links, netlink
+from provisioner.host import links
 from provisioner.model.domain_xml.nics import nic_xml
 from provisioner.model.found import FoundMachine
-from provisioner.model.names import shim_name
 
 Maker = Callable[[Context, Sequence[str]], list[str]]
 
@@ -54,7 +53,7 @@ def _create_steps(context: Context, plan: Plan) -> list[str]:
             if nic.direct:
                 lines += _nic_lines(nic.device, nic.mtu)
         for route in plan.routes:
-            lines += [line for line in shim_lines(route) if line not in lines]
+            lines += [line for line in shim_preview.shim_lines(route) if line not in lines]
         lines.append(f"virsh resume {machine.name}")
     if plan.autostart:
         lines.append(f"virsh autostart {machine.name}")
@@ -66,47 +65,6 @@ def _nic_lines(device: str, mtu: int | None) -> list[str]:
     return [*lines, f"ip link set {device} mtu {mtu}"] if mtu else lines
 
 
-def shim_lines(route: shims.GuestRoute) -> list[str]:
-    """The `ip` and `sysctl` lines that make a route and its shim."""
-    parent = netlink.get_link(route.parent)
-    source = shims.pinned_source(route.parent, route.address)
-    if source is None:
-        return []
-    shim = shims.find_shim(parent)
-    name = shim.name if shim else shim_name(parent.name)
-    lines = [] if shim else shims.making_lines(parent)
-    family = f"ip -{source.version}"
-    lines.append(f"{family} neigh replace {route.address} lladdr {route.mac} dev {name} nud permanent")
-    if source.version == 6:
-        lines.append(f"ip -6 neigh add proxy {source} dev {name}")
-    whole = f"{route.address}/{route.address.max_prefixlen}"
-    route_words = f"{family} route add {whole} dev {name} src {source} proto {links.PROTOCOL}"
-    return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
-
-
-def unrouting_lines(context: Context, routes: Sequence[shims.GuestRoute]) -> list[str]:
-    """The `ip` lines that take routes away, and each shim that nothing else is behind."""
-    lines = []
-    for route in routes:
-        name = _shim_name(route.parent)
-        if name:
-            lines.append(f"ip route del {route.address} dev {name} proto {links.PROTOCOL}")
-            lines.append(f"ip neigh del {route.address} dev {name}")
-    store, going = context.reading_store, {(route.parent, str(route.address)) for route in routes}
-    left = (
-        {one.parent for one in store.leases() if one.served and (one.parent, one.address) not in going} if store else ()
-    )
-    parents = dict.fromkeys(route.parent for route in routes if route.parent not in left)
-    return [*lines, *(f"ip link del {name}" for name in map(_shim_name, parents) if name)]
-
-
-def _shim_name(parent: str) -> str:
-    """Empty where there is none."""
-    link = netlink.find_link(parent)
-    shim = shims.find_shim(link) if link else None
-    return shim.name if shim else ""
-
-
 def attach(context: Context, name: str, wanted: NicRequest, options: attaching.AttachOptions) -> list[str]:
     machine, nic, (live, config), _, notes = attaching.plan_attach(context, name, wanted, options)
     lines = [f"# NIC.xml: {nic_xml(nic, trust=options.trust)}"]
@@ -116,7 +74,7 @@ def attach(context: Context, name: str, wanted: NicRequest, options: attaching.A
     if config:
         lines.append(f"virsh attach-device {machine.name} NIC.xml --config")
     for route in shims.guest_routes(nic) if live else ():
-        lines += [line for line in shim_lines(route) if line not in lines]
+        lines += [line for line in shim_preview.shim_lines(route) if line not in lines]
     return [*lines, *(f"# note: {note}" for note in notes)]
 
 
@@ -126,7 +84,7 @@ def detach(context: Context, name: str, wanted: str, scope: nics.Scope) -> list[
     gone = (live, config) == nics.seen(context, machine.uuid, nic.mac)
     routes = [route for route in _routes(context, machine) if gone and route.mac == nic.mac]
     line = f"virsh detach-interface {machine.name} {nic.kind} --mac {nic.mac} {halves}"
-    return [line, *unrouting_lines(context, routes)]
+    return [line, *shim_preview.unrouting_lines(context, routes)]
 
 
 def change(context: Context, name: str, wanted: str | None, asked: nic_changes.Change) -> list[str]:
@@ -146,9 +104,9 @@ def change(context: Context, name: str, wanted: str | None, asked: nic_changes.C
             lines.append(f"virsh domif-setlink {machine} {found.mac} {asked.link} {half}".removesuffix(" --live"))
     old, new = _routes(context, plan.machine), shims.guest_routes(after)
     for route in new if plan.live else ():
-        lines += [line for line in shim_lines(route) if line not in lines] if route not in old else []
+        lines += [line for line in shim_preview.shim_lines(route) if line not in lines] if route not in old else []
     gone = [route for route in old if route.mac == found.mac and route not in new]
-    return lines + unrouting_lines(context, gone)
+    return lines + shim_preview.unrouting_lines(context, gone)
 
 
 def _machines(context: Context, names: Sequence[str]) -> list[FoundMachine]:
@@ -157,7 +115,7 @@ def _machines(context: Context, names: Sequence[str]) -> list[FoundMachine]:
 
 def _routes(context: Context, machine: FoundMachine) -> list[shims.GuestRoute]:
     store = context.reading_store
-    return shims.routes_of(store.leases(), machine.uuid) if store else []
+    return shims.routes_of(store, machine.uuid) if store else []
 
 
 def start(context: Context, names: Sequence[str]) -> list[str]:
@@ -168,7 +126,7 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
             if nic.kind == "direct" and nic.device:
                 lines += _nic_lines(nic.device, None)
         for route in _routes(context, machine):
-            lines += shim_lines(route)
+            lines += shim_preview.shim_lines(route)
         lines.append(f"virsh resume {machine.name}")
     return lines
 
@@ -201,7 +159,7 @@ def delete(context: Context, names: Sequence[str]) -> list[str]:
         lines += [f"virsh destroy {machine.name}", f"virsh undefine --nvram {machine.name}"]
         store = context.reading_store
         lines += [f"rm {shlex.quote(str(path))}" for path in store.files_of(machine.uuid)] if store else []
-    return lines + unrouting_lines(context, [route for one in machines for route in _routes(context, one)])
+    return lines + shim_preview.unrouting_lines(context, [route for one in machines for route in _routes(context, one)])
 
 
 def create_network(context: Context, request: networks.NetworkRequest) -> list[str]:

@@ -96,8 +96,8 @@ class Question:
             self.notes.append(f"{unasked}: passthrough leaves no room on {parent} to ask from")
             return
         link = netlink.get_link(parent)
-        if not link.up:
-            self.notes.append(f"{unasked}: {parent} is down")
+        if not link.up or not link.carrier:
+            self.notes.append(f"{unasked}: {parent} is down, or has no carrier")
             return
         assert pace is not None
         device = self._vantages.enter_context(vantage(link, work.number))

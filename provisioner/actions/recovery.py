@@ -98,7 +98,7 @@ def find_orphans(context: Context, store: Store) -> list[Orphan]:
 
 def _release_machine(context: Context, orphan: Orphan) -> list[str]:
     uuid, name = orphan.uuid, orphan.name
-    routes = shims.routes_of(context.store.leases(), uuid)
+    routes = shims.routes_of(context.store, uuid)
     if context.store.files_of(uuid):
         context.store.release_leases(uuid)
         shims.release(context, routes)
@@ -111,7 +111,7 @@ def _release_machine(context: Context, orphan: Orphan) -> list[str]:
 
 def _release_nic(context: Context, orphan: Orphan) -> list[str]:
     uuid, mac = orphan.uuid, orphan.mac
-    routes = [route for route in shims.routes_of(context.store.leases(), uuid) if route.mac == mac]
+    routes = [route for route in shims.routes_of(context.store, uuid) if route.mac == mac]
     facts = {"mac": mac, "routes": [[str(route.address), route.mac, route.parent] for route in routes]}
     work = context.journal.begin("detach", orphan.name, uuid, facts)
     try:

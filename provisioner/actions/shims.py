@@ -1,11 +1,8 @@
 """The host's own macvlan on a parent, and a route and a neighbour entry for each guest address behind it.
 
-Each measure answers something that was seen to go wrong with a plain macvlan and a route:
-- the source is pinned to the parent's address, or the kernel may pick another NIC's;
-- the neighbour entry is permanent, or the host would ask for the guest by broadcast with the shim's MAC, a LAN peer
-  would learn that, and a host with strict rp_filter would drop the peer from then on;
-- `arp_filter`, or both the parent and the shim would answer the LAN for the host's address;
-- IPv6 needs a proxy entry, since neighbour discovery answers only on the link that has the address.
+What is wanted on it is a function of the store (`model.shim`); it is compared with what the kernel has, adds come
+before removes, and a second time changes nothing. `arp_filter` keeps the shim from answering the LAN for the host's
+address beside the parent.
 """
 
 from __future__ import annotations
@@ -16,13 +13,15 @@ from typing import NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Taken, Unable
-from provisioner.host import links, netlink
-from provisioner.host.leases import Lease
+from provisioner.host import links, netlink, routing
 from provisioner.host.netlink import Link
+from provisioner.host.routing import ForeignRoute
+from provisioner.host.store import Store
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import shim_mac, shim_name
 from provisioner.model.nic import Address, Nic
 from provisioner.model.reach import Place, Station, expected
+from provisioner.model.shim import Guest, ShimSet, source_for, unreachable, wanted
 
 _ALIAS = f"{links.MARK}shim:"
 
@@ -33,6 +32,8 @@ _SYSCTLS = (
     ("ipv6/conf/{}/autoconf", "0"),
     ("ipv6/conf/{}/accept_ra", "0"),
     ("ipv6/conf/{}/proxy_ndp", "1"),
+    # By default the kernel answers a proxied solicitation up to 0.8 s late (0.3 to 0.8 s seen, first packet).
+    ("ipv6/neigh/{}/proxy_delay", "0"),
     # Of the shim alone: without it the kernel does not answer for a proxied address.
     ("ipv6/conf/{}/forwarding", "1"),
 )
@@ -64,16 +65,15 @@ def guest_routes(nic: Nic) -> list[GuestRoute]:
     return [GuestRoute(address, nic.mac, nic.parent) for address in addresses]
 
 
-def routes_of(leases: Iterable[Lease], owner: str) -> list[GuestRoute]:
+def routes_of(store: Store, owner: str) -> list[GuestRoute]:
     """What a machine's leases want on the host."""
-    wanted = [lease for lease in leases if lease.owner == owner and lease.served]
+    wanted = [lease for lease in store.leases(owner=owner) if lease.served]
     return [GuestRoute(ipaddress.ip_address(lease.address), lease.mac, lease.parent) for lease in wanted]
 
 
 def pinned_source(parent: str, address: Address) -> Address | None:
     """The parent's own address in the guest's subnet."""
-    own = netlink.addresses(netlink.get_link(parent).index)
-    return next((mine.ip for mine in own if mine.version == address.version and address in mine.network), None)
+    return source_for(address, netlink.addresses(netlink.get_link(parent).index))
 
 
 def find_shim(parent: Link) -> Link | None:
@@ -88,24 +88,91 @@ def _lock_name(parent: str) -> str:
     return shim_name(parent)
 
 
-def ensure(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
-    """Brings up the shims that the routes need, then the routes; any number of times. Returns what could not be done.
+class Outcome(NamedTuple):
+    """What could not be done for a parent's guests: for some the host has no address to speak from, and to others there
+    is a route already that macvm did not make."""
 
-    Raises Taken for a route that another program made.
+    unreachable: list[Guest]
+    foreign: list[ForeignRoute]
+
+
+def reconcile(context: Context, parent: str) -> Outcome:
+    """Has a parent's shim, its routes, entries and proxies be what the store's leases want; any number of times. A shim
+    that nothing is behind goes. A parent that is gone is fine: what was on it went with it."""
+    link = netlink.find_link(parent)
+    if link is None:
+        return Outcome([], [])
+    with context.lock(_lock_name(parent)):
+        guests = guests_behind(context.store, parent)
+        own = netlink.addresses(link.index)
+        foreign = routing.foreign_routes(guest.address for guest in guests) if guests else []
+        theirs = {one.address for one in foreign}
+        want = wanted(own, (guest for guest in guests if guest.address not in theirs))
+        shim = find_shim(link)
+        if want:
+            shim = _ensure_shim(link)
+            have = routing.read(shim)
+            routing.change(shim, want - have, have - want)
+        elif shim and (guests or parent in context.store.others.held()):
+            routing.change(shim, ShimSet(), routing.read(shim))
+        elif shim:
+            links.remove(shim)
+        return Outcome(unreachable(own, guests), foreign)
+
+
+def guests_behind(store: Store, parent: str) -> list[Guest]:
+    """Those that the host is to reach through a parent's shim."""
+    held = {lease.address: lease for lease in store.leases(parent=parent)}
+    found = {lease.address: lease.mac for lease in held.values() if lease.served}
+    found |= {other.address: other.mac for other in store.others.behind(parent) if other.address not in held}
+    return [Guest(ipaddress.ip_address(address), mac) for address, mac in found.items()]
+
+
+def hold(context: Context, parent: Link) -> Link:
+    """Makes a parent's shim, which then stays until `let_go`, whatever is behind it."""
+    with context.lock(_lock_name(parent.name)):
+        context.store.others.hold(parent.name)
+        return _ensure_shim(parent)
+
+
+def let_go(context: Context, parent: Link) -> bool:
+    """Removes a parent's shim with all that is on it. Whether there was one."""
+    with context.lock(_lock_name(parent.name)):
+        context.store.others.let_go(parent.name)
+        shim = find_shim(parent)
+        if shim:
+            links.remove(shim)
+        return shim is not None
+
+
+def ensure(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
+    """Brings up the shims that the routes need, and all that belongs on them. Returns what could not be done for these
+    routes. Raises Taken for a route to one of them that another program made.
+
+    To be called once the leases are claimed.
     """
     notes: list[str] = []
-    for route in routes:
-        source = pinned_source(route.parent, route.address)
-        if source is None:
-            notes.append(
-                f"no route to {route.address}: {route.parent} has no address in its subnet, "
-                "so the host has none to speak from"
-            )
-            continue
-        with context.lock(_lock_name(route.parent)):
-            shim = _ensure_shim(netlink.get_link(route.parent))
-            _ensure_route(route, shim, source)
+    for parent, mine in _by_parent(routes).items():
+        outcome = reconcile(context, parent)
+        for one in outcome.foreign:
+            if one.address in mine:
+                raise Taken(
+                    f"there is a route to {one.address} through {one.device} already, and macvm did not make it",
+                    f"remove it (ip route del {one.address} dev {one.device}), or use --no-shim",
+                )
+        notes += [
+            f"no route to {guest.address}: {parent} has no address in its subnet, so the host has none to speak from"
+            for guest in outcome.unreachable
+            if guest.address in mine
+        ]
     return notes
+
+
+def _by_parent(routes: Iterable[GuestRoute]) -> dict[str, set[Address]]:
+    found: dict[str, set[Address]] = {}
+    for route in routes:
+        found.setdefault(route.parent, set()).add(route.address)
+    return found
 
 
 def _ensure_shim(parent: Link) -> Link:
@@ -133,26 +200,6 @@ def making_lines(parent: Link) -> list[str]:
     return [made, f"ip link set {name} alias {_ALIAS}{parent.name}", *keys, f"ip link set {name} up"]
 
 
-def _ensure_route(route: GuestRoute, shim: Link, source: Address) -> None:
-    whole = ipaddress.ip_network(route.address)
-    there = [found for found in netlink.routes() if found.destination == whole]
-    foreign = [found for found in there if found.protocol != links.PROTOCOL]
-    if foreign:
-        device = next((link.name for link in netlink.links() if link.index == foreign[0].device), "?")
-        raise Taken(
-            f"there is a route to {route.address} through {device} already, and macvm did not make it",
-            f"remove it (ip route del {route.address} dev {device}), or use --no-shim",
-        )
-    links.set_neighbour(route.address, shim, route.mac)
-    if source.version == 6:
-        links.add_proxy(source, shim)
-    right = [found for found in there if found.device == shim.index and found.source == source]
-    for stale in [found for found in there if found not in right]:
-        links.remove_route(route.address, stale.device)
-    if not right:
-        links.add_route(route.address, shim, source)
-
-
 def give_way(context: Context, parent: str) -> None:
     """Removes macvm's shim from a parent that a passthrough NIC is about to take. Raises Taken while guests use it."""
     link = netlink.find_link(parent)
@@ -160,9 +207,10 @@ def give_way(context: Context, parent: str) -> None:
         return
     with context.lock(_lock_name(parent)):
         shim = find_shim(link)
-        users = sorted({lease.machine for lease in context.store.leases() if lease.parent == parent and lease.served})
+        others = [other.address for other in context.store.others.behind(parent)]
+        users = others + sorted({lease.machine for lease in context.store.leases(parent=parent) if lease.served})
         if shim and users:
-            hint = "choose another --parent, or delete those machines"
+            hint = "choose another --parent, or delete those machines; macvm shim forget lets go of an address"
             raise Taken(f"{parent} is held by {shim.name}, through which the host reaches {', '.join(users)}", hint)
         if shim:
             links.remove(shim)
@@ -174,28 +222,10 @@ def release(context: Context, routes: Iterable[GuestRoute]) -> None:
     To be called once the leases are released: a shim stays while any lease is behind it.
     """
     problems: list[MacvmError] = []
-    for route in routes:
-        with context.lock(_lock_name(route.parent)):
-            try:
-                _release_route(context, route)
-            except MacvmError as error:
-                problems.append(error)
+    for parent in _by_parent(routes):
+        try:
+            reconcile(context, parent)
+        except MacvmError as error:
+            problems.append(error)
     if problems:
         raise Unable("; ".join(problem.message for problem in problems), problems[0].hint)
-
-
-def _release_route(context: Context, route: GuestRoute) -> None:
-    parent = netlink.find_link(route.parent)
-    shim = find_shim(parent) if parent else None
-    if shim is None:
-        return
-    held = [lease for lease in context.store.leases() if lease.parent == route.parent and lease.served]
-    if not any(lease.address == str(route.address) for lease in held):
-        links.remove_route(route.address, shim.index)
-        links.remove_neighbour(route.address, shim.index)
-        source = pinned_source(route.parent, route.address)
-        others = [pinned_source(lease.parent, ipaddress.ip_address(lease.address)) for lease in held]
-        if source and source.version == 6 and source not in others:
-            links.remove_proxy(source, shim.index)
-    if not held:
-        links.remove(shim)

@@ -153,7 +153,7 @@ def _is_used(context: Context, host: Links, link: Link) -> bool:
     others = [one for one in on_it if shim is None or one.index != shim.index]
     elsewhere = netlink.macs_behind(link.index) - {one.mac for one in on_it}
     store = context.reading_store
-    leases = [lease for lease in (store.leases() if store else ()) if lease.parent == link.name]
+    leases = store.leases(parent=link.name) if store else []
     return bool(others or elsewhere or leases or link.enslaved_to or _has_endpoint(store, link.name))
 
 

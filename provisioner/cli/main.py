@@ -39,6 +39,7 @@ COMMANDS = {
     "hosts": (_REACHING, "hosts", "Print `ADDRESS NAME` of every VM, or keep them in /etc/hosts."),
     "capture": (_REACHING, "capture", "Show what a VM's NIC sends and hears, with tcpdump."),
     "nic": ("provisioner.cli.nics", "nic", "The NICs of any libvirt domain."),
+    "shim": ("provisioner.cli.shims", "shim", "The host's own way to the guests behind a parent."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),
     "image": ("provisioner.cli.images", "image", "The images that VMs are made from."),

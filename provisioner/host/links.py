@@ -34,10 +34,9 @@ _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 18, 20, 28
 _INFO_KIND, _INFO_DATA = 1, 2
 _MACVLAN_MODE, _MACVLAN_MACADDR_MODE, _MACVLAN_MACADDR, _MACVLAN_MACADDR_DATA, _MACADDR_SET = 1, 3, 4, 5, 3
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _NDA_DST, _NDA_LLADDR, _NDA_PROTOCOL = 1, 4, 5, 7, 1, 2, 12
-_REPLACE, _EXCLUSIVE, _CREATE = 0x100, 0x200, 0x400
-_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
-_PERMANENT, _PROXY = 0x80, 0x08
+_RTA_OIF, _RTA_GATEWAY = 4, 5
+_EXCLUSIVE, _CREATE = 0x200, 0x400
+_SCOPE_UNIVERSE = 0
 _UP, _ALLMULTI = 0x1, 0x200
 
 
@@ -359,62 +358,6 @@ def _family(address: Address) -> int:
 def _route_header(address: Address, length: int, scope: int) -> bytes:
     """struct rtmsg, of the main table: a unicast route of macvm's own protocol."""
     return struct.pack("BBBBBBBBI", _family(address), length, 0, 0, 254, PROTOCOL, scope, 1, 0)
-
-
-def _change_route(kind: int, flags: int, address: Address, device: int, scope: int, source: Address | None) -> None:
-    header = _route_header(address, address.max_prefixlen, scope)
-    attributes = {_RTA_DST: address.packed, _RTA_OIF: struct.pack("I", device)}
-    if source:
-        attributes[_RTA_PREFSRC] = source.packed
-    netlink.request(kind, flags, header, attributes)
-
-
-def add_route(address: Address, device: Link, source: Address) -> None:
-    """A host route with its source pinned, marked by macvm's protocol. Raises Taken where one exists."""
-    with _refusals(f"add the route to {address}"):
-        _change_route(_RTM_NEWROUTE, _CREATE | _EXCLUSIVE, address, device.index, _SCOPE_LINK, source)
-
-
-def remove_route(address: Address, device: int) -> None:
-    """Gone already is fine."""
-    with contextlib.suppress(NotFound), _refusals(f"remove the route to {address}"):
-        # Nowhere matches any scope; universe would match no link-scoped route.
-        _change_route(_RTM_DELROUTE, 0, address, device, _SCOPE_NOWHERE, None)
-
-
-def _change_neighbour(
-    kind: int, flags: int, address: Address, device: int, *, mac: str = "", proxy: bool = False
-) -> None:
-    # struct ndmsg
-    header = struct.pack("BxHiHBB", _family(address), 0, device, _PERMANENT, _PROXY if proxy else 0, 0)
-    attributes = {_NDA_DST: address.packed, _NDA_PROTOCOL: bytes([PROTOCOL])}
-    if mac:
-        attributes[_NDA_LLADDR] = _mac_bytes(mac)
-    netlink.request(kind, flags, header, attributes)
-
-
-def set_neighbour(address: Address, device: Link, mac: str) -> None:
-    """A permanent entry: the host never has to ask for this guest."""
-    with _refusals(f"set the neighbour entry of {address}"):
-        _change_neighbour(_RTM_NEWNEIGH, _CREATE | _REPLACE, address, device.index, mac=mac)
-
-
-def remove_neighbour(address: Address, device: int) -> None:
-    """Gone already is fine."""
-    with contextlib.suppress(NotFound), _refusals(f"remove the neighbour entry of {address}"):
-        _change_neighbour(_RTM_DELNEIGH, 0, address, device)
-
-
-def add_proxy(address: Address, device: Link) -> None:
-    """Has the host answer neighbour solicitations for its own IPv6 address on another link. There already is fine."""
-    with contextlib.suppress(Taken), _refusals(f"answer for {address} on {device.name}"):
-        _change_neighbour(_RTM_NEWNEIGH, _CREATE | _EXCLUSIVE, address, device.index, proxy=True)
-
-
-def remove_proxy(address: Address, device: int) -> None:
-    """Gone already is fine."""
-    with contextlib.suppress(NotFound), _refusals(f"no longer answer for {address}"):
-        _change_neighbour(_RTM_DELNEIGH, 0, address, device, proxy=True)
 
 
 def read_sysctl(key: str) -> str:

@@ -68,6 +68,15 @@ MIGRATIONS = (
       INSERT OR REPLACE INTO released (network, subnet, address) VALUES (OLD.network, OLD.subnet, OLD.address);
     END;
     """,
+    # `others` are guests that libvirt does not know, told by the user; `shims` are parents whose shim stays while
+    # nothing is behind it.
+    """
+    CREATE TABLE others (
+      parent TEXT NOT NULL, address TEXT NOT NULL, mac TEXT NOT NULL, since TEXT NOT NULL,
+      PRIMARY KEY (parent, address)) STRICT;
+    CREATE TABLE shims (
+      parent TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;
+    """,
 )
 
 

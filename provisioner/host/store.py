@@ -22,6 +22,7 @@ from provisioner.host.schema import MIGRATIONS, migrate, newer
 
 if TYPE_CHECKING:
     from provisioner.host.networks import Networks
+    from provisioner.host.others import Others
 
 DATABASE = "macvm.db"
 
@@ -137,6 +138,12 @@ class Store:
 
         return Networks(self)
 
+    @cached_property
+    def others(self) -> Others:
+        from provisioner.host.others import Others
+
+        return Others(self)
+
     # MACs and leases
 
     def claim(self, owner: str, machine: str, nics: Iterable[NicClaim]) -> None:
@@ -182,13 +189,13 @@ class Store:
         """Of a name, or any."""
         return bool(self.rows("SELECT 1 FROM endpoints WHERE ? IN (name, '') LIMIT 1", (name,)))
 
-    def leases(self, network: str | None = None) -> list[Lease]:
-        """All of them, or a network's."""
+    def leases(self, *, network: str = "", owner: str = "", parent: str = "") -> list[Lease]:
+        """All of them, or those of a network, a machine or a parent: the oldest first."""
+        asked = {"leases.network": network, "owner": owner, "parent": parent}
+        given = {column: value for column, value in asked.items() if value}
+        where = " AND ".join(f"{column} = ?" for column in given)
         sql = "SELECT leases.*, owner, machine FROM leases JOIN macs USING (mac)"
-        if network is None:
-            rows = self.rows(f"{sql} ORDER BY address")
-        else:
-            rows = self.rows(f"{sql} WHERE leases.network = ? ORDER BY since, address", (network,))
+        rows = self.rows(f"{sql}{' WHERE ' if where else ''}{where} ORDER BY since, address", given.values())
         return [Lease(**{**dict(row), "served": bool(row["served"])}) for row in rows]
 
     def holder_of(self, parent: str, address: str) -> str | None:

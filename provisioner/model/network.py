@@ -74,14 +74,17 @@ class Network(NamedTuple):
         return next((one for one in self.subnets if _inside(address, one.subnet)), None)
 
     def reserved_name(self, address: Address) -> str | None:
-        """What an address is kept for: the name given to it, or `gateway`."""
+        """What an address is kept for: the name given to it, or what it is to the guests."""
         if any(one.gateway == address for one in self.subnets):
-            return "gateway"
+            return "the gateway"
+        if address in self.dns:
+            return "a name server"
         return next((name for name, kept in self.reserved if kept == address), None)
 
     def never_given(self) -> set[Address]:
-        """Gateways and reserved addresses."""
-        return {one.gateway for one in self.subnets if one.gateway} | {address for _, address in self.reserved}
+        """Gateways, name servers and reserved addresses."""
+        gateways = {one.gateway for one in self.subnets if one.gateway}
+        return gateways | set(self.dns) | {address for _, address in self.reserved}
 
     def to_json(self) -> str:
         """For the store: what `from_json` makes a network of again."""

@@ -13,7 +13,12 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from provisioner.model.nic import Address, Interface
+from provisioner.errors import Usage
+from provisioner.model.names import Mac, printable
+from provisioner.model.nic import Address, Interface, parse_address
+
+#: The shortest prefix of a block that is asked for address by address.
+_LARGEST_BLOCK = 22
 
 
 class Guest(NamedTuple):
@@ -55,6 +60,33 @@ class ShimSet(NamedTuple):
 
     def __bool__(self) -> bool:
         return any(self)
+
+
+class To(NamedTuple):
+    """Whom the user wants served: an address, at a MAC where he said it, or all in a block that answer."""
+
+    address: Address | None = None
+    mac: str = ""
+    block: ipaddress.IPv4Network | None = None
+
+
+def parse_to(text: str) -> To:
+    """`ADDRESS`, `ADDRESS,MAC` or an IPv4 block of at most 1024 addresses. Raises Usage."""
+    word, sign, mac = text.partition(",")
+    if "/" not in word:
+        return To(parse_address(word), Mac.parse(mac) if sign else "")
+    if sign:
+        raise Usage(f"{printable(text)}: many addresses have no one MAC", "ADDRESS,MAC, or a block alone")
+    try:
+        block = ipaddress.ip_network(word.strip(), strict=False)
+    except ValueError:
+        raise Usage(f"{printable(text)} is no block of addresses", "such as 192.0.2.32/27") from None
+    if not isinstance(block, ipaddress.IPv4Network) or block.prefixlen < _LARGEST_BLOCK:
+        raise Usage(
+            f"{block} is too large to ask for one address after the other",
+            f"an IPv4 block of /{_LARGEST_BLOCK} or smaller, or single addresses",
+        )
+    return To(block=block)
 
 
 def source_for(address: Address, own: Iterable[Interface]) -> Address | None:

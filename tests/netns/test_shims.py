@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ from provisioner.actions import passthrough, shims
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import Taken, Unable
-from provisioner.host import links, netlink
+from provisioner.host import links, netlink, routing
 from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, shim_mac, shim_name
+from provisioner.model.shim import Guest, ShimSet, wanted
 from tests.netns.conftest import ip
 
 pytestmark = pytest.mark.usefixtures("lan")
@@ -28,6 +30,19 @@ def route(address: str, mac: str = MAC1, parent: str = "eth0") -> GuestRoute:
 
 def hold(context: Context, owner: str, address: str, mac: str, parent: str = "eth0") -> None:
     context.store.claim(owner, owner, [NicClaim(mac, (LeaseClaim(parent, address),))])
+
+
+def ensure(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
+    """As a command does: the leases are claimed first."""
+    wanted = list(routes)
+    addresses = {(one.parent, str(one.address)) for one in wanted}
+    for lease in context.store.leases():
+        if (lease.parent, lease.address) in addresses:
+            context.store.release_mac(lease.mac)
+    for mac in dict.fromkeys(one.mac for one in wanted):
+        held = tuple(LeaseClaim(one.parent, str(one.address)) for one in wanted if one.mac == mac)
+        context.store.claim(mac, mac, [NicClaim(mac, held)])
+    return shims.ensure(context, wanted)
 
 
 def sysctl(key: str) -> str:
@@ -46,7 +61,7 @@ def everything() -> dict[str, list[str]]:
 
 
 def test_a_shim_is_what_it_has_to_be(context: Context) -> None:
-    assert shims.ensure(context, [route("192.0.2.11"), route("2001:db8::11")]) == []
+    assert ensure(context, [route("192.0.2.11"), route("2001:db8::11")]) == []
     shim = netlink.get_link("mv-eth0")
     parent = netlink.get_link("eth0")
     assert (shim.kind, shim.mode, shim.up, shim.lower) == ("macvlan", "bridge", True, parent.index)
@@ -72,36 +87,36 @@ def test_a_shim_is_what_it_has_to_be(context: Context) -> None:
 
 
 def test_a_second_time_changes_nothing(context: Context) -> None:
-    wanted = [route("192.0.2.11"), route("2001:db8::11"), route("192.0.2.12", MAC2)]
-    shims.ensure(context, wanted)
+    guests = [route("192.0.2.11"), route("2001:db8::11"), route("192.0.2.12", MAC2)]
+    ensure(context, guests)
     before = everything()
-    assert shims.ensure(context, wanted) == []
+    assert shims.ensure(context, guests) == []
     assert everything() == before
 
 
 def test_what_someone_took_away_comes_back(context: Context) -> None:
-    wanted = [route("192.0.2.11"), route("2001:db8::11")]
-    shims.ensure(context, wanted)
+    guests = [route("192.0.2.11"), route("2001:db8::11")]
+    ensure(context, guests)
     ip("link set mv-eth0 down")
-    assert shims.ensure(context, wanted) == []
+    assert shims.ensure(context, guests) == []
     assert ip("route get 192.0.2.11")[0]["dev"] == "mv-eth0"
     assert ip("route get 2001:db8::11")[0]["dev"] == "mv-eth0"
     ip("neigh del 192.0.2.11 dev mv-eth0")
-    shims.ensure(context, wanted)
+    shims.ensure(context, guests)
     assert ("192.0.2.11", MAC1) in {(str(one.address), one.mac) for one in netlink.neighbours()}
 
 
 def test_a_guest_with_another_mac_gets_the_new_one(context: Context) -> None:
-    shims.ensure(context, [route("192.0.2.11", MAC1)])
-    shims.ensure(context, [route("192.0.2.11", MAC2)])
+    ensure(context, [route("192.0.2.11", MAC1)])
+    ensure(context, [route("192.0.2.11", MAC2)])
     assert [one.mac for one in netlink.neighbours() if str(one.address) == "192.0.2.11"] == [MAC2]
 
 
 def test_the_source_follows_the_parents_address(context: Context) -> None:
-    shims.ensure(context, [route("192.0.2.11")])
+    ensure(context, [route("192.0.2.11")])
     ip("addr del 192.0.2.2/24 dev eth0")
     ip("addr add 192.0.2.3/24 dev eth0")
-    shims.ensure(context, [route("192.0.2.11")])
+    ensure(context, [route("192.0.2.11")])
     assert ip("route get 192.0.2.11")[0]["prefsrc"] == "192.0.2.3"
     assert len([one for one in netlink.routes() if str(one.destination) == "192.0.2.11/32"]) == 1
 
@@ -112,7 +127,7 @@ def test_a_route_of_someone_else_is_taken_and_stays(context: Context, address: s
     ip("link set other up")
     ip("route add", address, "dev other")
     with pytest.raises(Taken, match=f"route to {address} through other already") as refused:
-        shims.ensure(context, [route(address)])
+        ensure(context, [route(address)])
     assert "ip route del" in refused.value.hint
     there = [one for one in netlink.routes() if str(one.destination.network_address) == address]
     assert [one.protocol == links.PROTOCOL for one in there] == [False]
@@ -121,7 +136,7 @@ def test_a_route_of_someone_else_is_taken_and_stays(context: Context, address: s
 def test_a_link_of_someone_else_with_the_shims_name_is_taken_and_stays(context: Context) -> None:
     ip("link add mv-eth0 type bridge")
     with pytest.raises(Taken, match="not macvm's shim") as refused:
-        shims.ensure(context, [route("192.0.2.11")])
+        ensure(context, [route("192.0.2.11")])
     assert "ip link del mv-eth0" in refused.value.hint
     assert netlink.get_link("mv-eth0").kind == "bridge"
     with pytest.raises(Unable, match="is not macvm's"):
@@ -130,7 +145,7 @@ def test_a_link_of_someone_else_with_the_shims_name_is_taken_and_stays(context: 
 
 
 def test_a_parent_without_an_address_there_is_a_note_and_makes_nothing(context: Context) -> None:
-    notes = shims.ensure(context, [route("198.51.100.7"), route("2001:db8:1::7")])
+    notes = ensure(context, [route("198.51.100.7"), route("2001:db8:1::7")])
     assert [note.split(":")[0] for note in notes] == ["no route to 198.51.100.7", "no route to 2001"]
     assert shims.find_shim(netlink.get_link("eth0")) is None
 
@@ -175,18 +190,19 @@ def test_a_parent_with_a_long_name_gets_a_hashed_shim(context: Context) -> None:
     ip("link set eth0 down")
     ip("link set eth0 name enp216s0f3np3")
     ip("link set enp216s0f3np3 up")
-    shims.ensure(context, [route("192.0.2.11", parent="enp216s0f3np3")])
+    ensure(context, [route("192.0.2.11", parent="enp216s0f3np3")])
     shim = netlink.get_link(shim_name("enp216s0f3np3"))
     assert shim.alias == "macvm:shim:enp216s0f3np3"
     assert len(shim.name) <= 15
 
 
 def test_a_shim_is_found_after_its_parent_was_renamed(context: Context) -> None:
-    shims.ensure(context, [route("192.0.2.11")])
+    ensure(context, [route("192.0.2.11")])
     ip("link set eth0 down")
     ip("link set eth0 name lan0")
     ip("link set lan0 up")
-    assert shims.ensure(context, [route("192.0.2.11", parent="lan0")]) == []
+    context.store.release_mac(MAC1)
+    assert ensure(context, [route("192.0.2.11", parent="lan0")]) == []
     assert [link.name for link in netlink.links() if link.kind == "macvlan"] == ["mv-eth0"]
 
 
@@ -253,5 +269,5 @@ def test_removing_what_is_gone_is_fine() -> None:
     made = links.add_macvlan("gone", netlink.get_link("eth0"), MAC1, "macvm:test")
     ip("link del gone")
     links.remove(made)
-    links.remove_route(ipaddress.ip_address("192.0.2.11"), netlink.get_link("eth0").index)
-    links.remove_neighbour(ipaddress.ip_address("192.0.2.11"), netlink.get_link("eth0").index)
+    gone = wanted([ipaddress.ip_interface("192.0.2.2/24")], [Guest(ipaddress.ip_address("192.0.2.11"), MAC1)])
+    routing.change(netlink.get_link("eth0"), ShimSet(), gone)

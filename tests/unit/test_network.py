@@ -245,7 +245,7 @@ def test_reserved_addresses_lie_in_a_subnet_and_come_once() -> None:
 
 def test_what_an_address_is_kept_for() -> None:
     network = Network("lan", "eth0", subnets=(Subnet(V4, ip("192.0.2.1")),), reserved=(("printer", ip("192.0.2.9")),))
-    assert network.reserved_name(ip("192.0.2.1")) == "gateway"
+    assert network.reserved_name(ip("192.0.2.1")) == "the gateway"
     assert network.reserved_name(ip("192.0.2.9")) == "printer"
     assert network.reserved_name(ip("192.0.2.2")) is None
     assert network.never_given() == {ip("192.0.2.1"), ip("192.0.2.9")}

@@ -1,0 +1,228 @@
+"""What a user does with shims: up, down, status, and serving guests that libvirt does not know."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from provisioner.actions import shims
+from provisioner.actions.parents import Links, check_parent, choose_parent
+from provisioner.actions.views import MachineView, NicView
+from provisioner.context import Context
+from provisioner.errors import NotFound, Taken, Usage
+from provisioner.host import netlink, routing, wire
+from provisioner.host.netlink import Link
+from provisioner.model.mode import MacvtapMode
+from provisioner.model.nic import Address
+from provisioner.model.reach import Place, Station, expected
+from provisioner.model.shim import To
+
+
+class GuestView(NamedTuple):
+    """An address behind a shim. `owner` is the machine or endpoint that holds it, None for one told by `--to`; `route`
+    tells whether the host's side is as it should be, and `reason` why not."""
+
+    address: str
+    mac: str
+    owner: str | None
+    source: str
+    route: bool
+    reason: str
+
+
+class UnreachedView(NamedTuple):
+    """A NIC on the parent that the shim does not serve, and why."""
+
+    owner: str
+    mac: str
+    mode: str
+    reason: str
+
+
+class ShimView(NamedTuple):
+    """`shim` and `mac` are None where there is no shim on the parent."""
+
+    parent: str
+    shim: str | None
+    mac: str | None
+    up: bool
+    guests: tuple[GuestView, ...]
+    unreached: tuple[UnreachedView, ...]
+
+
+def up(context: Context, parent: str, to: Sequence[To]) -> ShimView:
+    """Makes the shim of a parent, and has the host reach every guest behind it whose address is known; any number of
+    times. `to` are guests that libvirt does not know: found by asking from the shim, and kept until `forget`.
+
+    Raises NotFound for an address that does not answer, Taken for one that is known to be another's.
+    """
+    context.require_local_root("bringing a shim up")
+    link = choose(context, parent)
+    before = link.name in context.store.others.held()
+    shim = shims.hold(context, link)
+    try:
+        found = _find(context, link, shim, to)
+    except BaseException:
+        if not before:
+            context.store.others.let_go(link.name)
+        shims.reconcile(context, link.name)
+        raise
+    for address, mac in found:
+        context.store.others.keep(link.name, str(address), mac)
+    shims.reconcile(context, link.name)
+    return status_of(context, link, Links.read(), _machines(context))
+
+
+def choose(context: Context, parent: str) -> Link:
+    """The link that a shim is to be made on. Raises NotFound, Unable, Taken where passthrough leaves no room."""
+    host = Links.read()
+    name = choose_parent(host, parent or context.settings.parent, MacvtapMode.BRIDGE)
+    return check_parent(host, name, MacvtapMode.BRIDGE, None, take=True)
+
+
+def _find(context: Context, parent: Link, shim: Link, to: Sequence[To]) -> list[tuple[Address, str]]:
+    """Who is at the addresses that are to be served: found by ARP and neighbour solicitation from the shim."""
+    own = {interface.ip for _, interface in netlink.all_addresses()}
+    holders = {lease.address: lease.machine for lease in context.store.leases(parent=parent.name)}
+    found = [(one.address, one.mac) for one in to if one.address and one.mac]
+    asked = [one.address for one in to if one.address and not one.mac]
+    for address in (*asked, *(address for address, _ in found)):
+        if address in own:
+            raise Taken(f"{address} is this host's own address", "name a guest's")
+        if str(address) in holders:
+            raise Taken(f"{address} is held by {holders[str(address)]}, which is served without --to", "leave it out")
+    answers = wire.probe(shim.name, asked) if asked else {}
+    silent = [str(address) for address in asked if address not in answers]
+    if silent:
+        raise NotFound(
+            f"{', '.join(silent)} does not answer on {parent.name}",
+            f"is it up, on this LAN, in mode bridge? or say its MAC: --to {silent[0]},52:54:00:12:34:56",
+        )
+    for address, mac in answers.items():
+        if not _is_behind(parent, mac):
+            raise Usage(
+                f"{address} is at {mac}, which is no macvlan on {parent.name}: the host reaches it over the LAN",
+                "leave it out; where its macvlan is down or an ipvlan, a shim cannot serve it",
+            )
+    blocks = [one.block for one in to if one.block]
+    here = {address: mac for block in blocks for address, mac in wire.sweep(shim.name, block).items()}
+    taken = {*own, *(ipaddress.ip_address(text) for text in holders)}
+    swept = [(address, mac) for address, mac in here.items() if address not in taken and _is_behind(parent, mac)]
+    return [*found, *answers.items(), *swept]
+
+
+def _is_behind(parent: Link, mac: str) -> bool:
+    """Whether a MAC is a macvlan's on this parent, in whatever namespace: a LAN peer is reached without a shim, and a
+    route through it would go the long way."""
+    on_it = {link.mac for link in Links.read().on(parent)}
+    return mac in on_it or mac in netlink.macs_behind(parent.index)
+
+
+def _machines(context: Context) -> Sequence[MachineView]:
+    from provisioner.actions import views
+
+    return (*views.look(context).machines, *views.endpoints(context))
+
+
+def status(context: Context, parent: str = "") -> list[ShimView]:
+    """Of one parent, or of all that have a shim or a guest that wants one. Raises NotFound."""
+    host, machines = Links.read(), _machines(context)
+    if parent:
+        link = host.find(parent)
+        if link is None:
+            raise NotFound(f"there is no link {parent} on this host", "`ip link` shows all there are")
+        return [status_of(context, link, host, machines)]
+    store = context.reading_store
+    names = {nic.parent for machine in machines for nic in machine.nics if nic.parent}
+    names |= {lease.parent for lease in store.leases()} | set(store.others.held()) if store else set()
+    names |= {link.name for link in host.all if shims.find_shim(link)}
+    return [status_of(context, link, host, machines) for link in host.all if link.name in names]
+
+
+def status_of(context: Context, parent: Link, host: Links, machines: Iterable[MachineView]) -> ShimView:
+    shim, store = shims.find_shim(parent), context.reading_store
+    guests = shims.guests_behind(store, parent.name) if store else []
+    owners = {lease.address: lease.machine for lease in store.leases(parent=parent.name)} if store else {}
+    have = routing.read(shim) if shim else None
+    routed = {one.address for one in have.routes} if have else set()
+    foreign = {one.address: one.device for one in routing.foreign_routes(guest.address for guest in guests)}
+    shown = []
+    for guest in guests:
+        owner = owners.get(str(guest.address))
+        reason = ""
+        if guest.address in foreign:
+            reason = f"a route through {foreign[guest.address]} is there already"
+        elif guest.address not in routed:
+            outside = shims.pinned_source(parent.name, guest.address) is None
+            reason = f"{parent.name} has no address in its subnet" if outside else "missing: macvm shim up"
+        source = "lease" if owner else "told"
+        shown.append(GuestView(str(guest.address), guest.mac, owner, source, guest.address in routed, reason))
+    return ShimView(
+        parent=parent.name,
+        shim=shim.name if shim else None,
+        mac=shim.mac if shim else None,
+        up=bool(shim and shim.up),
+        guests=tuple(shown),
+        unreached=tuple(_unreached(parent, machines, {guest.mac for guest in guests})),
+    )
+
+
+def _unreached(parent: Link, machines: Iterable[MachineView], served: set[str]) -> list[UnreachedView]:
+    found = []
+    for machine in machines:
+        for nic in machine.nics:
+            mode = nic.kernel_mode or nic.mode
+            if nic.parent == parent.name and mode and nic.mac not in served:
+                found.append(UnreachedView(machine.name, nic.mac, mode, _why(nic, mode, parent.name)))
+    return found
+
+
+def _why(nic: NicView, mode: str, parent: str) -> str:
+    if mode in {one.value for one in MacvtapMode}:
+        verdict = expected(Station(Place.HOST, parent), Station(MacvtapMode(mode), parent), hairpin=True)
+        if not verdict.unicast:
+            return verdict.reason
+    elif mode == "source":
+        return "mode source lets in only the MACs of its list, and a shim asks by broadcast"
+    else:
+        return "an ipvlan has its parent's MAC, and leaves no room for a shim"
+    if nic.addresses:
+        return "left alone, as --no-shim asked"
+    return "no address of it is known: macvm nic set --ip, or macvm shim up --to"
+
+
+def down(context: Context, parent: str) -> str:
+    """Removes a parent's shim, with every route on it. What `--to` told stays for the next `up`. Returns its parent's
+    name. Raises NotFound where there is none."""
+    context.require_local_root("taking a shim down")
+    link = choose_down(parent)
+    shims.let_go(context, link)
+    return link.name
+
+
+def choose_down(parent: str) -> Link:
+    """The parent whose shim is meant. Raises NotFound; Usage where there are several."""
+    host = Links.read()
+    with_shim = [link for link in host.all if shims.find_shim(link)]
+    chosen = [link for link in with_shim if link.name == parent] if parent else with_shim
+    if not chosen:
+        on = ", ".join(link.name for link in with_shim)
+        hint = f"there are shims on {on}" if with_shim else "macvm shim up makes one"
+        raise NotFound(f"there is no shim on {parent}" if parent else "there is no shim on this host", hint)
+    if len(chosen) > 1:
+        raise Usage("there are several shims: say whose", f"one of {', '.join(link.name for link in chosen)}")
+    return chosen[0]
+
+
+def forget(context: Context, address: Address) -> str:
+    """No longer serves an address that `--to` told. Returns its parent's name. Raises NotFound."""
+    context.require_local_root("forgetting an address")
+    found = [other for other in context.store.others.all() if other.address == str(address)]
+    if not found:
+        known = ", ".join(other.address for other in context.store.others.all())
+        raise NotFound(f"{address} was not told by --to", f"there are {known}" if known else "macvm shim status")
+    for other in found:
+        context.store.others.forget(other.parent, other.address)
+        shims.reconcile(context, other.parent)
+    return found[0].parent

@@ -1,0 +1,119 @@
+"""`macvm shim`: guests that libvirt does not know, served and forgotten; status, down, and up again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.sandbox.kvm_host import KvmHost, complaints
+
+BOX = """
+ip netns add box
+ip link add cc link eth0 type macvlan mode bridge
+ip link set cc netns box name eth0
+ip netns exec box sh -c 'ip link set lo up; ip addr add 192.0.2.40/24 dev eth0
+  ip addr add 2001:db8::40/64 dev eth0 nodad; ip link set eth0 up'
+"""
+
+
+@pytest.fixture
+def container(host: KvmHost) -> Iterator[KvmHost]:
+    """A container's macvlan, made by hand; afterwards the host is as it was."""
+    with host.unchanged():
+        host.sh(BOX)
+        yield host
+        host.sh("ip netns del box")
+        for words in ("forget 192.0.2.40", "forget 2001:db8::40", "down"):
+            host.sh(f"macvm shim {words} || true")
+
+
+def status(host: KvmHost) -> Any:
+    return host.json("shim", "status", "eth0")[0]
+
+
+def test_a_containers_macvlan_and_the_host_reach_one_another(container: KvmHost) -> None:
+    assert "100% packet loss" in container.sh("ping -c1 -W1 192.0.2.40 || true")
+    said = container.macvm("shim", "up", "eth0", "--to", "192.0.2.40", "--to", "2001:db8::40")
+    assert "macvm shim up eth0 brings it back" in said.stderr
+    for address in ("192.0.2.40", "2001:db8::40"):
+        assert " 0% packet loss" in container.sh(f"ping -c2 -W2 {address}")
+    for address in ("192.0.2.2", "2001:db8::2"):
+        assert " 0% packet loss" in container.sh(f"ip netns exec box ping -c2 -W2 {address}")
+    mac = container.sh("ip netns exec box cat /sys/class/net/eth0/address").strip()
+    guests = status(container)["guests"]
+    wanted = {"mac": mac, "owner": None, "source": "told", "route": True, "reason": ""}
+    assert guests == [{"address": address, **wanted} for address in ("192.0.2.40", "2001:db8::40")]
+
+
+def test_a_block_serves_those_in_it_that_answer_behind_the_parent(container: KvmHost) -> None:
+    container.macvm("shim", "up", "--to", "192.0.2.0/24")
+    assert [one["address"] for one in status(container)["guests"]] == ["192.0.2.40"], "not the LAN peer, nor the host"
+    assert "192.0.2.0/24 dev mv" not in container.sh("ip route"), "one route for each, never the block's"
+
+
+def test_forgotten_is_no_longer_served_and_down_is_kept_for_the_next_up(container: KvmHost) -> None:
+    container.macvm("shim", "up", "eth0", "--to", "192.0.2.40", "--to", "2001:db8::40")
+    container.macvm("shim", "forget", "2001:db8::40")
+    assert [one["address"] for one in status(container)["guests"]] == ["192.0.2.40"]
+    assert "2001:db8::40" not in container.sh("ip -6 route")
+    container.macvm("shim", "down")
+    assert "mv-eth0" not in container.sh("ip link; ip route")
+    container.macvm("shim", "up")
+    assert " 0% packet loss" in container.sh("ping -c1 -W2 192.0.2.40")
+
+
+def test_up_again_changes_nothing_and_heals_what_was_taken_away(container: KvmHost) -> None:
+    container.macvm("shim", "up", "eth0", "--to", "192.0.2.40")
+    before = container.sh("ip -d link show mv-eth0; ip route; ip neigh show nud permanent")
+    container.macvm("shim", "up")
+    assert container.sh("ip -d link show mv-eth0; ip route; ip neigh show nud permanent") == before
+    # The kernel removes every route that is pinned to an address with it, and brings none back.
+    container.sh("ip addr del 192.0.2.2/24 dev eth0; ip addr add 192.0.2.2/24 brd + dev eth0")
+    container.sh("ip route replace default via 192.0.2.1")
+    assert "192.0.2.40" not in container.sh("ip route")
+    assert [(one["route"], one["reason"]) for one in status(container)["guests"]] == [(False, "missing: macvm shim up")]
+    container.macvm("shim", "up")
+    assert " 0% packet loss" in container.sh("ping -c1 -W2 192.0.2.40")
+
+
+@pytest.mark.parametrize(
+    ("to", "code", "said"),
+    [
+        ("192.0.2.41", 3, "192.0.2.41 does not answer on eth0"),
+        ("192.0.2.1", 2, "which is no macvlan on eth0: the host reaches it over the LAN"),
+        ("192.0.2.2", 4, "192.0.2.2 is this host's own address"),
+        ("192.0.0.0/16", 2, "192.0.0.0/16 is too large"),
+        ("192.0.2.0/24,52:54:00:12:34:56", 2, "many addresses have no one MAC"),
+        ("nonsense", 2, "no address"),
+    ],
+)
+def test_what_cannot_be_served_is_said_and_leaves_nothing(host: KvmHost, to: str, code: int, said: str) -> None:
+    with host.unchanged():
+        ((error, hint),) = complaints(host.macvm("shim", "up", "eth0", "--to", to, status=code).stderr)
+    assert said in error
+    assert hint
+
+
+def test_whom_the_shim_does_not_serve_is_listed_with_the_reason(host: KvmHost) -> None:
+    with host.unchanged():
+        host.macvm("endpoint", "create", "alone", "--parent", "eth0", "--mode", "private", "--ip", "192.0.2.51/24")
+        host.macvm("endpoint", "create", "seen", "--parent", "eth0", "--ip", "192.0.2.50/24")
+        found = status(host)
+        assert [(one["owner"], one["mode"]) for one in found["unreached"]] == [("alone", "private")]
+        assert "private NIC" in found["unreached"][0]["reason"]
+        assert [(one["owner"], one["source"], one["route"]) for one in found["guests"]] == [("seen", "lease", True)]
+        host.macvm("endpoint", "delete", "alone", "seen")
+
+
+def test_dry_runs_change_nothing_and_say_the_lines(container: KvmHost) -> None:
+    mac = container.sh("ip netns exec box cat /sys/class/net/eth0/address").strip()
+    with container.unchanged():
+        lines = container.macvm("shim", "up", "eth0", "--to", f"192.0.2.40,{mac}", "--dry-run").stdout
+    container.sh(lines)
+    assert " 0% packet loss" in container.sh("ping -c1 -W2 192.0.2.40")
+    container.macvm("shim", "up", "eth0", "--to", f"192.0.2.40,{mac}")
+    with container.unchanged():
+        assert container.macvm("shim", "down", "--dry-run").stdout == "ip link del mv-eth0\n"
+        assert "ip route del 192.0.2.40" in container.macvm("shim", "forget", "192.0.2.40", "--dry-run").stdout
