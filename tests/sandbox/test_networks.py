@@ -7,6 +7,7 @@ peer's. `eth1` is a parent without a shim, with a host at its far end that holds
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
 import json
 import re
@@ -211,6 +212,19 @@ def test_each_guest_has_what_its_network_says_and_reaches_all(lab: Lab) -> None:
     assert host_side[0]["mtu"] == 1400
 
 
+def test_an_endpoint_is_one_more_on_the_network(lab: Lab) -> None:
+    lab.macvm("endpoint", "create", "box", "--network", "lan")
+    own = [address for address, owner in lab.held("lan").items() if owner == "box"]
+    assert len(own) == 2
+    for guest in (WEB1, WEB2):
+        assert lab.reached(guest[0], *own) == own
+    for address in (*WEB1, *WEB2, "192.0.2.2", "2001:db8::2", "192.0.2.1", "2001:db8::1"):
+        lab.macvm("endpoint", "exec", "box", "--", "ping", "-c1", "-W5", address)
+    assert "box" in lab.refused("network", "delete", "lan", status=4)[0]
+    lab.macvm("endpoint", "delete", "box")
+    assert "box" not in lab.held("lan").values()
+
+
 def test_a_given_address_that_the_lan_has_is_refused_and_nothing_is_left(lab: Lab) -> None:
     before = lab.same_but_conflicts()
     for address in ("192.0.2.64", "2001:db8::41"):
@@ -285,10 +299,13 @@ def test_asked_from_a_link_that_is_gone_then(lab: Lab, words: str, asked: bool) 
 def test_attach_and_set_on_networks(lab: Lab) -> None:
     """Attached to the LAN's network, moved to another parent's and back: lease, route and seed follow."""
     before = lab.same_but_conflicts()
-    with lab.lan_has("192.0.2.68/24"):
+    told = lab.macvm("nic", "attach", "web1", "--network", "lan", "--dry-run").stdout
+    v4, v6 = re.findall(r"route add (\S+)/(?:32|128) ", told)
+    after = str(ipaddress.ip_address(v4) + 1)
+    with lab.lan_has(f"{v4}/24"):
         done = lab.macvm("nic", "attach", "web1", "--network", "lan", "--mac", "52:54:00:00:02:01")
-    assert f"note: 192.0.2.68 is in use on the LAN by {LAN_MAC}: 192.0.2.69 instead\n" in done.stderr
-    new = ("192.0.2.69", "2001:db8::43")
+    assert f"note: {v4} is in use on the LAN by {LAN_MAC}: {after} instead\n" in done.stderr
+    new = (after, v6)
     assert lab.addresses("web1", 1) == list(new)
     assert set(new) < set(lab.held("lan"))
     for address in new:
