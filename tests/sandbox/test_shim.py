@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.sandbox.kvm_host import KvmHost, complaints
+from tests.sandbox.test_json import valid
 
 BOX = """
 ip netns add box
@@ -105,6 +106,15 @@ def test_whom_the_shim_does_not_serve_is_listed_with_the_reason(host: KvmHost) -
         assert "private NIC" in found["unreached"][0]["reason"]
         assert [(one["owner"], one["source"], one["route"]) for one in found["guests"]] == [("seen", "lease", True)]
         host.macvm("endpoint", "delete", "alone", "seen")
+
+
+def test_json_is_as_the_schemas_say(container: KvmHost) -> None:
+    valid(container.json("shim", "up", "eth0", "--to", "192.0.2.40"), "shim-up.json")
+    assert valid(container.json("shim", "status"), "shim-status.json")
+    valid(container.json("shim", "forget", "192.0.2.40"), "shim-forget.json")
+    assert container.macvm("shim", "status", "-o", "name").stdout == "mv-eth0\n"
+    valid(container.json("shim", "down"), "shim-down.json")
+    assert container.macvm("shim", "status", "-o", "json").stdout == "[]\n"
 
 
 def test_dry_runs_change_nothing_and_say_the_lines(container: KvmHost) -> None:
