@@ -6,9 +6,10 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from provisioner.actions import shims
+from provisioner.actions import networks, shims
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.views import MachineView, NicView
+from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.errors import NotFound, Taken, Usage
 from provisioner.host import netlink, routing, wire
@@ -51,7 +52,31 @@ class ShimView(NamedTuple):
     unreached: tuple[UnreachedView, ...]
 
 
-def up(context: Context, parent: str, to: Sequence[To]) -> ShimView:
+def up_all(context: Context) -> list[ShimView]:
+    """Brings back all that there was, as after a reboot: the VLAN links of networks, the shims, every route. Where
+    there was nothing, the shim of the default route's link. Goes on past an error. Raises Problems."""
+    context.require_local_root("bringing shims up")
+    findings, made = Findings(), list[ShimView]()
+    with findings.checking():
+        networks.up(context)
+    known = known_parents(context)
+    for parent in known or [""]:
+        with findings.checking():
+            made.append(up(context, parent))
+    findings.finish()
+    return made
+
+
+def known_parents(context: Context) -> list[str]:
+    """Parents that a guest is served behind, or whose shim was brought up. A VLAN's come last."""
+    store = context.reading_store
+    if store is None:
+        return []
+    found = {lease.parent for lease in store.leases() if lease.served} | {other.parent for other in store.others.all()}
+    return sorted(found | set(store.others.held()), key=lambda name: ("." in name, name))
+
+
+def up(context: Context, parent: str, to: Sequence[To] = ()) -> ShimView:
     """Makes the shim of a parent, and has the host reach every guest behind it whose address is known; any number of
     times. `to` are guests that libvirt does not know: found by asking from the shim, and kept until `forget`.
 

@@ -35,16 +35,17 @@ def shim() -> None:
 def up(parent: str, to: Sequence[To], dry_run: bool) -> None:
     """Make a parent's shim, and a host route to every guest behind it; any number of times.
 
-    --to serves what libvirt does not know, such as a container's macvlan: it is asked for from the shim, and served
-    until `shim forget`.
+    Without PARENT, of every parent that has guests, or whose shim was up: after a reboot one `macvm shim up` brings all
+    of them back, and the VLAN links of networks. --to serves what libvirt does not know, such as a container's macvlan:
+    it is asked for from the shim, and served until `shim forget`.
     """
     with looking() if dry_run else changing() as (context, options):
         if dry_run:
             click.echo("\n".join(shim_preview.up(context, parent, to)))
             return
-        made = shimming.up(context, parent, to)
-    _print([made], options, alone=True)
-    tell(f"note: a reboot takes it away; macvm shim up {made.parent} brings it back, with what --to told")
+        made = [shimming.up(context, parent, to)] if parent or to else shimming.up_all(context)
+    _print(made, options)
+    tell("note: a reboot takes shims away; macvm shim up brings them back, with what --to told")
 
 
 @shim.command()
@@ -52,7 +53,7 @@ def up(parent: str, to: Sequence[To], dry_run: bool) -> None:
 def status(parent: str) -> None:
     """Show shims: whom the host reaches through each, from where that is known, and whom it does not, and why."""
     with looking() as (context, options):
-        _print(shimming.status(context, parent), options, alone=False)
+        _print(shimming.status(context, parent), options)
 
 
 @shim.command()
@@ -93,9 +94,9 @@ def _say(word: str, what: str, options: Options) -> None:
         tell(f"{word}: {what}")
 
 
-def _print(found: Sequence[ShimView], options: Options, *, alone: bool) -> None:
+def _print(found: Sequence[ShimView], options: Options) -> None:
     if options.output == "json":
-        render.print_json(found[0] if alone else found)
+        render.print_json(found)
     elif options.output == "name":
         render.print_names(one.shim for one in found if one.shim)
     elif not found:
