@@ -70,10 +70,9 @@ class Orphan(NamedTuple):
     held: tuple[str, ...]
 
     def __str__(self) -> str:
-        what = ", ".join(self.held) or "what was held"
-        if self.mac:
-            return f"{what} by the NIC {self.mac} of {self.name}, which is gone"
-        return f"{what} by {self.name}, which is gone from libvirt"
+        who = f"the NIC {self.mac} of {self.name}" if self.mac else self.name
+        what = f"{', '.join(self.held)} of {who}" if self.held else f"what {who} held"
+        return f"{what}, which is gone" + ("" if self.mac else " from libvirt")
 
 
 def find_orphans(context: Context, store: Store) -> list[Orphan]:

@@ -211,7 +211,7 @@ def test_gc_releases_what_a_foreign_machine_held(clean: KvmHost) -> None:
         clean.macvm("nic", "attach", "theirs", "--ip", "192.0.2.87/24")
         assert "nothing was left unfinished" in clean.macvm("gc").stderr
         clean.sh("virsh undefine theirs")
-        assert "released: what theirs held" in clean.macvm("gc").stderr
+        assert "released: 192.0.2.87 of theirs, which is gone from libvirt" in clean.macvm("gc").stderr
         clean.sh("virsh define /run/theirs.xml")
     clean.sh("virsh undefine theirs; rm /run/theirs.xml")
 

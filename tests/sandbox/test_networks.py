@@ -363,9 +363,9 @@ def test_gc_gives_back_what_virsh_took_away(lab: Lab) -> None:
         assert lab.held("tiny") == {"203.0.113.8": "x", "203.0.113.9": "y"}
         with lab.unchanged():
             told = lab.macvm("gc", "--dry-run").stdout
-            assert "would release: 203.0.113.8 by x, which is gone from libvirt" in told
+            assert "would release: 203.0.113.8 of x, which is gone from libvirt" in told
         told = lab.macvm("gc").stderr
-        assert "released: 203.0.113.8 by x, which is gone from libvirt" in told
+        assert "released: 203.0.113.8 of x, which is gone from libvirt" in told
         assert "kept: the files of y, which is gone from libvirt: macvm delete y" in told
         assert lab.held("tiny") == {}
         lab.macvm("delete", "--yes", "x", "y")
@@ -481,7 +481,7 @@ def test_after_a_power_cycle_all_is_the_same(lab: Lab) -> None:
     lab.macvm("stop", "web1")
     lab.sh("virsh destroy web2")
     lab.macvm("start", "web1", "web2")
-    told = f"by the NIC {gone['mac']} of web1, which is gone\n"
+    told = f"of the NIC {gone['mac']} of web1, which is gone\n"
     assert f"would release: {', '.join(lost)} {told}" in lab.macvm("gc", "--dry-run").stdout
     assert f"released: {', '.join(lost)} {told}" in lab.macvm("gc").stderr
     assert lab.held("lan") == {**held, **dict.fromkeys(saved, "web2")}
