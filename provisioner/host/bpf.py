@@ -18,8 +18,8 @@ _RETURN = 0x06
 #: takes out of the frame.
 DIRECTION, _VLAN_TAG = 0xFFFFF000 + 4, 0xFFFFF000 + 44
 
-#: Instead of steps to skip: to the end, where the frame is dropped.
-DROP = 255
+#: Instead of steps to skip: to the end, where the frame is dropped; or behind the block (see `block`).
+DROP, NEXT = 255, 254
 
 #: Opcode, steps to skip where a condition holds, where not, value.
 Step = tuple[int, int, int, int]
@@ -29,8 +29,17 @@ KEEP: Step = (_RETURN, 0, 0, 0xFFFF)
 UNTAGGED: list[Step] = [(LOAD, 0, 0, _VLAN_TAG), (IF_ANY, DROP, 0, 0x0FFF), (LOAD_HALF, 0, 0, 12)]
 
 
+def block(*steps: Step) -> list[Step]:
+    """Steps of which `NEXT` jumps behind the last."""
+    left = range(len(steps) - 1, -1, -1)
+    return [
+        (code, rest if if_true == NEXT else if_true, rest if if_false == NEXT else if_false, value)
+        for rest, (code, if_true, if_false, value) in zip(left, steps, strict=True)
+    ]
+
+
 def assemble(steps: list[Step]) -> bytes:
-    """The program, of at most 255 steps, which drops what comes to its end."""
+    """The program, of at most 250 steps, which drops what comes to its end."""
     program = b""
     for number, (code, if_true, if_false, value) in enumerate(steps):
         drop = len(steps) - 1 - number
