@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from provisioner.actions import networks, shims
+from provisioner.actions import discovery, networks, shims
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.views import MachineView, NicView
 from provisioner.actions.wiring import Findings
@@ -95,8 +95,17 @@ def up(context: Context, parent: str, to: Sequence[To] = ()) -> ShimView:
         raise
     for address, mac in found:
         context.store.others.keep(link.name, str(address), mac)
+    _discover(context, link)
     shims.reconcile(context, link.name)
     return status_of(context, link, Links.read(), _machines(context))
+
+
+def _discover(context: Context, parent: Link) -> None:
+    """Asks guests whose address nobody knows, whoever made them; forgets what those had that run no more."""
+    nics = discovery.direct_nics(_machines(context))
+    discovery.follow(context, context.store.heard.keep_only([nic.mac for nic in nics]))
+    silent = [nic for nic in nics if nic.parent == parent.name and not nic.addresses]
+    discovery.ask_silent(context, silent)
 
 
 def choose(context: Context, parent: str) -> Link:
@@ -165,13 +174,14 @@ def status(context: Context, parent: str = "") -> list[ShimView]:
     return [status_of(context, link, host, machines) for link in host.all if link.name in names]
 
 
-def status_of(context: Context, parent: Link, host: Links, machines: Iterable[MachineView]) -> ShimView:
+def status_of(context: Context, parent: Link, host: Links, machines: Sequence[MachineView]) -> ShimView:
     shim, store = shims.find_shim(parent), context.reading_store
     guests = shims.guests_behind(store, parent.name) if store else []
     owners = {lease.address: lease.machine for lease in store.leases(parent=parent.name)} if store else {}
     have = routing.read(shim) if shim else None
     routed = {one.address for one in have.routes} if have else set()
     foreign = {one.address: one.device for one in routing.foreign_routes(guest.address for guest in guests)}
+    heard = {nic.mac: machine.name for machine in machines for nic in machine.nics}
     shown = []
     for guest in guests:
         owner = owners.get(str(guest.address))
@@ -181,7 +191,8 @@ def status_of(context: Context, parent: Link, host: Links, machines: Iterable[Ma
         elif guest.address not in routed:
             outside = shims.pinned_source(parent.name, guest.address) is None
             reason = f"{parent.name} has no address in its subnet" if outside else "missing: macvm shim up"
-        source = "lease" if owner else "told"
+        source = "lease" if owner else "wire" if guest.mac in heard else "told"
+        owner = owner or heard.get(guest.mac)
         shown.append(GuestView(str(guest.address), guest.mac, owner, source, guest.address in routed, reason))
     return ShimView(
         parent=parent.name,
@@ -199,7 +210,8 @@ def _unreached(parent: Link, machines: Iterable[MachineView], served: set[str]) 
         for nic in machine.nics:
             mode = nic.kernel_mode or nic.mode
             if nic.parent == parent.name and mode and nic.mac not in served:
-                found.append(UnreachedView(machine.name, nic.mac, mode, _why(nic, mode, parent.name)))
+                reason = f"{machine.name} is off" if machine.state == "off" else _why(nic, mode, parent.name)
+                found.append(UnreachedView(machine.name, nic.mac, mode, reason))
     return found
 
 
@@ -214,7 +226,7 @@ def _why(nic: NicView, mode: str, parent: str) -> str:
         return "an ipvlan has its parent's MAC, and leaves no room for a shim"
     if nic.addresses:
         return "left alone, as --no-shim asked"
-    return "no address of it is known: macvm nic set --ip, or macvm shim up --to"
+    return "no address of it is known: macvm shim up asks it"
 
 
 def down(context: Context, parent: str) -> str:

@@ -125,6 +125,10 @@ def guests_behind(store: Store, parent: str) -> list[Guest]:
     held = {lease.address: lease for lease in store.leases(parent=parent)}
     found = {lease.address: lease.mac for lease in held.values() if lease.served}
     found |= {other.address: other.mac for other in store.others.behind(parent) if other.address not in held}
+    for one in store.heard.behind(parent):
+        # A lease or the user's word is surer; and who was heard first keeps what another says that it has too.
+        if one.address not in held and not ipaddress.ip_address(one.address).is_link_local:
+            found.setdefault(one.address, one.mac)
     return [Guest(ipaddress.ip_address(address), mac) for address, mac in found.items()]
 
 

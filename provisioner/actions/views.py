@@ -15,6 +15,7 @@ from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import printable
 
 if TYPE_CHECKING:
+    from provisioner.host.heard import Heard
     from provisioner.host.leases import Lease
     from provisioner.host.netlink import Link
 
@@ -69,14 +70,14 @@ class Listing(NamedTuple):
 
 def look(context: Context) -> Listing:
     """Every machine. Never raises for a libvirt that is not reachable: what the store knows is shown, state unknown."""
-    leases, networks = _leases_by_mac(context), context.networks_by_mac()
+    leases, heard, networks = _leases_by_mac(context), _heard_by_mac(context), context.networks_by_mac()
     try:
         found = context.hypervisor.machines()
     except HypervisorFailed as problem:
         return Listing(_from_store(context, leases), problem)
     # With nothing running there is no host device to look for.
     links = _links_by_name(context) if any(nic.device for machine in found for nic in machine.nics) else {}
-    return Listing(tuple(_machine_view(machine, leases, networks, links) for machine in found))
+    return Listing(tuple(_machine_view(machine, leases, heard, networks, links) for machine in found))
 
 
 def endpoints(context: Context) -> tuple[MachineView, ...]:
@@ -117,7 +118,8 @@ def show(context: Context, name: str) -> MachineView:
 
 
 def view_of(context: Context, machine: FoundMachine) -> MachineView:
-    return _machine_view(machine, _leases_by_mac(context), context.networks_by_mac(), _links_by_name(context))
+    leases, heard = _leases_by_mac(context), _heard_by_mac(context)
+    return _machine_view(machine, leases, heard, context.networks_by_mac(), _links_by_name(context))
 
 
 def select(
@@ -146,6 +148,14 @@ def _leases_by_mac(context: Context) -> dict[str, list[Lease]]:
     return found
 
 
+def _heard_by_mac(context: Context) -> dict[str, list[Heard]]:
+    store = context.reading_store if context.hypervisor.is_local else None
+    found: dict[str, list[Heard]] = {}
+    for one in store.heard.all() if store and store.has_heard() else ():
+        found.setdefault(one.mac, []).append(one)
+    return found
+
+
 def _links_by_name(context: Context) -> dict[str, Link]:
     from provisioner.host import netlink
 
@@ -153,8 +163,13 @@ def _links_by_name(context: Context) -> dict[str, Link]:
 
 
 def _machine_view(
-    machine: FoundMachine, leases: dict[str, list[Lease]], networks: dict[str, str], links: dict[str, Link]
+    machine: FoundMachine,
+    leases: dict[str, list[Lease]],
+    heard: dict[str, list[Heard]],
+    networks: dict[str, str],
+    links: dict[str, Link],
 ) -> MachineView:
+    known = _known(machine, leases, heard)
     marks = machine.marks
     return MachineView(
         name=machine.name,
@@ -164,11 +179,24 @@ def _machine_view(
         labels=dict(marks.labels) if marks else {},
         image=marks.image or None if marks else None,
         nics=tuple(
-            _seen(machine, _nic_view(nic, leases.get(nic.mac, ()), networks.get(nic.mac), links.get(nic.device)), links)
+            _seen(machine, _nic_view(nic, known.get(nic.mac, ()), networks.get(nic.mac), links.get(nic.device)), links)
             for nic in machine.nics
         ),
         made_by_macvm=marks is not None,
     )
+
+
+def _known(
+    machine: FoundMachine, leases: dict[str, list[Lease]], heard: dict[str, list[Heard]]
+) -> dict[str, list[AddressView]]:
+    """Addresses by MAC: leases, and what a guest that runs was heard to have beside them."""
+    runs, found = machine.state not in ("off", "crashed"), dict[str, list[AddressView]]()
+    for nic in machine.nics:
+        held = [AddressView(one.address, "lease", one.since) for one in leases.get(nic.mac, ())]
+        leased = {one.address for one in held}
+        said = [one for one in heard.get(nic.mac, ()) if runs and one.address not in leased]
+        found[nic.mac] = [*held, *(AddressView(one.address, "wire", one.seen) for one in said)]
+    return found
 
 
 def _seen(machine: FoundMachine, nic: NicView, links: dict[str, Link]) -> NicView:
@@ -179,7 +207,7 @@ def _seen(machine: FoundMachine, nic: NicView, links: dict[str, Link]) -> NicVie
     return nic
 
 
-def _nic_view(nic: FoundNic, leases: Iterable[Lease], network: str | None, link: Link | None) -> NicView:
+def _nic_view(nic: FoundNic, known: Iterable[AddressView], network: str | None, link: Link | None) -> NicView:
     return NicView(
         mac=nic.mac,
         mode=nic.mode.value if nic.mode else None,
@@ -190,7 +218,7 @@ def _nic_view(nic: FoundNic, leases: Iterable[Lease], network: str | None, link:
         model=nic.model or None,
         link=nic.link,
         carrier=link.carrier if link else None,
-        addresses=tuple(AddressView(lease.address, "lease", lease.since) for lease in leases),
+        addresses=tuple(known),
     )
 
 

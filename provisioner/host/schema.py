@@ -77,6 +77,12 @@ MIGRATIONS = (
     CREATE TABLE shims (
       parent TEXT PRIMARY KEY, since TEXT NOT NULL) STRICT;
     """,
+    # What running guests were heard to have, until they are not running any more.
+    """
+    CREATE TABLE heard (
+      mac TEXT NOT NULL, address TEXT NOT NULL, parent TEXT NOT NULL, since TEXT NOT NULL, seen TEXT NOT NULL,
+      PRIMARY KEY (mac, address)) STRICT;
+    """,
 )
 
 

@@ -21,6 +21,7 @@ from provisioner.host.leases import Lease, Leases, NicClaim
 from provisioner.host.schema import MIGRATIONS, migrate, newer
 
 if TYPE_CHECKING:
+    from provisioner.host.heard import HeardAddresses
     from provisioner.host.networks import Networks
     from provisioner.host.others import Others
 
@@ -139,6 +140,12 @@ class Store:
         return Networks(self)
 
     @cached_property
+    def heard(self) -> HeardAddresses:
+        from provisioner.host.heard import HeardAddresses
+
+        return HeardAddresses(self)
+
+    @cached_property
     def others(self) -> Others:
         from provisioner.host.others import Others
 
@@ -184,6 +191,10 @@ class Store:
         """MAC to the name of its network, of those NICs that have one."""
         rows = self.rows("SELECT mac, network FROM macs WHERE network IS NOT NULL")
         return {row["mac"]: row["network"] for row in rows}
+
+    def has_heard(self) -> bool:
+        """Whether any guest was heard: for commands that else need not import what reads them."""
+        return bool(self.rows("SELECT 1 FROM heard LIMIT 1"))
 
     def has_endpoint(self, name: str = "") -> bool:
         """Of a name, or any."""

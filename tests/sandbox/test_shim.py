@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,10 @@ def container(host: KvmHost) -> Iterator[KvmHost]:
 
 def status(host: KvmHost) -> Any:
     return host.json("shim", "status", "eth0")[0]
+
+
+def status_up(host: KvmHost) -> Any:
+    return host.json("shim", "up", "eth0")[0]
 
 
 def test_a_containers_macvlan_and_the_host_reach_one_another(container: KvmHost) -> None:
@@ -119,6 +124,29 @@ def test_after_a_reboot_one_command_brings_all_back(container: KvmHost) -> None:
     assert " 0% packet loss" in container.sh("ping -c1 -W2 192.0.2.40")
     assert " 0% packet loss" in container.sh("ping -c1 -W2 192.0.2.50")
     container.macvm("endpoint", "delete", "seen")
+
+
+def test_a_guest_with_dhcp_is_asked_reached_and_forgotten_when_it_stops(host: KvmHost) -> None:
+    host.nodes.dhcp(True)
+    with host.unchanged():
+        host.create("asker", "--image", "tiny", "--ip", "dhcp")
+        host.create("hidden", "--no-start", "--mode", "private")
+        deadline = time.monotonic() + 60
+        while not (found := status_up(host)["guests"]):
+            assert time.monotonic() < deadline, "the guest never had an address"
+            time.sleep(1)
+        ((address, owner, source, route),) = [(g["address"], g["owner"], g["source"], g["route"]) for g in found]
+        assert (owner, source, route) == ("asker", "wire", True)
+        assert " 0% packet loss" in host.sh(f"ping -c2 -W2 {address}")
+        assert address in {one["address"] for one in host.show("asker")["nics"][0]["addresses"]}
+        assert host.macvm("ip", "asker").stdout == f"{address}\n"
+        host.macvm("stop", "--force", "asker")
+        reasons = {one["owner"]: one["reason"] for one in status_up(host)["unreached"]}
+        assert reasons == {"asker": "asker is off", "hidden": "hidden is off"}
+        assert address not in host.sh("ip route; ip neigh")
+        host.macvm("delete", "--yes", "asker", "hidden")
+        host.macvm("shim", "down")
+    host.nodes.dhcp(False)
 
 
 def test_json_is_as_the_schemas_say(container: KvmHost) -> None:

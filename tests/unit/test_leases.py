@@ -433,17 +433,17 @@ def test_a_second_that_comes_too_late_to_migrate_leaves_the_copy_alone(tmp_path:
 def test_semicolons_in_a_trigger_a_text_and_a_comment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     open_store(tmp_path).close()
     script = """
-    CREATE TABLE heard (what TEXT DEFAULT 'a;b') STRICT; -- a comment; with one
+    CREATE TABLE noticed (what TEXT DEFAULT 'a;b') STRICT; -- a comment; with one
     CREATE TRIGGER hear AFTER INSERT ON files BEGIN
-      INSERT INTO heard VALUES ('one;'); INSERT INTO heard SELECT 'a;b';
+      INSERT INTO noticed VALUES ('one;'); INSERT INTO noticed SELECT 'a;b';
     END;
-    CREATE INDEX heard_by_what ON heard (what)
+    CREATE INDEX noticed_by_what ON noticed (what)
     """
     monkeypatch.setattr(schema, "MIGRATIONS", (*MIGRATIONS, script))
     store = open_store(tmp_path)
     store.own_file(Path("/x"), "u")
-    assert [row["what"] for row in store.rows("SELECT what FROM heard")] == ["one;", "a;b"]
-    assert store.rows("SELECT 1 FROM sqlite_master WHERE name = 'heard_by_what'")
+    assert [row["what"] for row in store.rows("SELECT what FROM noticed")] == ["one;", "a;b"]
+    assert store.rows("SELECT 1 FROM sqlite_master WHERE name = 'noticed_by_what'")
     store.close()
 
 
