@@ -5,7 +5,11 @@ What is heard is kept in the store while the guest runs, and gets its route thro
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import queue
+import select
+import threading
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -60,24 +64,25 @@ def record(context: Context, nic: NicView, heard: Iterable[Heard]) -> bool:
 def ask_silent(context: Context, nics: Iterable[NicView]) -> list[str]:
     """Asks guests for their addresses, in the subnets of their parents, and keeps the answers. Returns the parents of
     those that answered something new. Where the mode leaves no way, nobody is asked."""
+    changed = [nic.parent or "" for nic, heard in asked(nics) if record(context, nic, heard)]
+    return sorted(set(changed))
+
+
+def asked(nics: Iterable[NicView]) -> Iterator[tuple[NicView, list[Heard]]]:
+    """Each guest that can be asked, and what it answered. Nothing is kept."""
     by_parent: dict[str, list[NicView]] = {}
     for nic in nics:
         if is_served(nic) and nic.parent:
             by_parent.setdefault(nic.parent, []).append(nic)
-    changed = []
     for parent, here in by_parent.items():
         link = netlink.find_link(parent)
         if link is None or not link.up:
             continue
         own = [interface.network for interface in netlink.addresses(link.index)]
         with probing.vantage(link) as device, ThreadPoolExecutor(_AT_ONCE) as pool:
-            asked = [pool.submit(_ask, device, nic.mac, own) for nic in here]
-            answers = [one.result() for one in asked]
-        # Not any() over a generator: each is to be kept.
-        new = [record(context, nic, found) for nic, found in zip(here, answers, strict=True)]
-        if any(new):
-            changed.append(parent)
-    return changed
+            answers = [pool.submit(_ask, device, nic.mac, own) for nic in here]
+            found = [answer.result() for answer in answers]
+        yield from zip(here, found, strict=True)
 
 
 def _ask(device: str, mac: str, own: list[IPv4Network | IPv6Network]) -> list[Heard]:
@@ -88,6 +93,69 @@ def _ask(device: str, mac: str, own: list[IPv4Network | IPv6Network]) -> list[He
     except MacvmError:
         pass  # the link went meanwhile: what was found by then counts
     return [Heard(mac, address, "asked") for address in found]
+
+
+class Ears:
+    """Hears guests on their own macvtaps, and keeps what they are heard to have."""
+
+    def __init__(self, context: Context, nics: Iterable[NicView] = ()) -> None:
+        self._context = context
+        self._listeners: dict[str, tuple[NicView, hearing.Listener]] = {}
+        self._answers: queue.SimpleQueue[tuple[NicView, list[Heard]]] = queue.SimpleQueue()
+        self.listen_to(nics)
+
+    def listen_to(self, nics: Iterable[NicView]) -> list[NicView]:
+        """These alone from now on. Returns the new ones; one whose macvtap is not there yet comes the next time."""
+        wanted = {nic.mac: nic for nic in nics}
+        for mac in [mac for mac in self._listeners if mac not in wanted]:
+            self._drop(mac)
+        new = []
+        for mac, nic in wanted.items():
+            if mac not in self._listeners:
+                with contextlib.suppress(hearing.LinkGone):
+                    self._listeners[mac] = (nic, hearing.Listener(nic.device or "", mac))
+                    new.append(nic)
+        return new
+
+    def ask_beside(self, nics: Iterable[NicView]) -> None:
+        """Asks guests in a thread; what they answer is heard like all else."""
+        thread = threading.Thread(target=self._ask_all, args=(list(nics),), name="ask-guests", daemon=True)
+        thread.start()
+
+    def _ask_all(self, nics: list[NicView]) -> None:
+        for nic, heard in asked(nics):
+            self._answers.put((nic, heard))
+
+    def hear(self, seconds: float, *others: int) -> tuple[list[str], bool]:
+        """Waits until somebody is heard, one of the `others` (descriptors) has something, or the time is up. Returns
+        the parents behind which something is new, and whether one of the others spoke."""
+        poll = select.poll()
+        for descriptor in (*others, *(listener.fileno() for _, listener in self._listeners.values())):
+            poll.register(descriptor, select.POLLIN)
+        ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
+        changed = []
+        for mac, (nic, listener) in list(self._listeners.items()):
+            if listener.fileno() not in ready:
+                continue
+            try:
+                heard = listener.read()
+            except hearing.LinkGone:
+                self._drop(mac)
+                continue
+            if record(self._context, nic, heard):
+                changed.append(nic.parent or "")
+        while not self._answers.empty():
+            nic, heard = self._answers.get()
+            if record(self._context, nic, heard):
+                changed.append(nic.parent or "")
+        return changed, bool(ready & set(others))
+
+    def _drop(self, mac: str) -> None:
+        self._listeners.pop(mac)[1].close()
+
+    def close(self) -> None:
+        for mac in list(self._listeners):
+            self._drop(mac)
 
 
 def follow(context: Context, parents: Iterable[str]) -> None:

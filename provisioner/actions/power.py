@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -149,7 +150,7 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
     if force:
         for machine in running:
             context.hypervisor.destroy(machine.uuid, machine.name)
-        return
+        return _forget_heard(context, running)
     deadline = time.monotonic() + timeout
     left = running
     pressed = float("-inf")
@@ -164,6 +165,18 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
             who = ", ".join(machine.name for machine in left)
             hint = f"wait longer with --timeout, or cut the power: macvm stop --force {' '.join(m.name for m in left)}"
             raise TimeUp(f"{who}: still running {timeout:g} s after the power button", hint)
+    return _forget_heard(context, running)
+
+
+def _forget_heard(context: Context, stopped: Sequence[FoundMachine]) -> None:
+    """The next time DHCP may give a guest another address, and this one to somebody else."""
+    store = context.reading_store if context.hypervisor.is_local and os.geteuid() == 0 else None
+    if store is None or not store.has_heard():
+        return
+    macs = {nic.mac for machine in stopped for nic in machine.nics}
+    kept = {one.mac for one in store.heard.all()} - macs
+    for parent in context.store.heard.keep_only(kept):
+        shims.reconcile(context, parent)
 
 
 def restart(context: Context, names: Sequence[str], *, timeout: float, force: bool) -> list[str]:

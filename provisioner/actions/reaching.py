@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from provisioner.actions import views
+from provisioner.actions import discovery, views
 from provisioner.actions.views import AddressView, MachineView, NicView
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, TimeUp
@@ -211,15 +212,21 @@ def get_address(context: Context, name: str) -> tuple[MachineView, Reached]:
 def wait_for_address(context: Context, name: str, timeout: float) -> tuple[MachineView, Reached]:
     """As `get_address`, as soon as one is known. Raises NotFound, and TimeUp after `timeout` seconds."""
     deadline = time.monotonic() + timeout
-    while True:
-        machine, reached = look(context, name)
-        if reached.address is not None:
-            return machine, reached
-        left = deadline - time.monotonic()
-        if left <= 0:
-            said, hint = why_none(context, machine, reached)
-            raise TimeUp(f"after {timeout:g} s {said}", hint)
-        time.sleep(min(_TURN, left))
+    hears = context.hypervisor.is_local and os.geteuid() == 0
+    with contextlib.closing(discovery.Ears(context)) as ears:
+        while True:
+            machine, reached = look(context, name)
+            if reached.address is not None:
+                return machine, reached
+            left = deadline - time.monotonic()
+            if left <= 0:
+                said, hint = why_none(context, machine, reached)
+                raise TimeUp(f"after {timeout:g} s {said}", hint)
+            if hears:
+                # A guest that was configured before anybody listened may be silent.
+                ears.ask_beside(ears.listen_to(discovery.direct_nics([machine])))
+            changed, _ = ears.hear(min(_TURN, left))
+            discovery.follow(context, changed)
 
 
 def why_none(context: Context, machine: MachineView, reached: Reached) -> tuple[str, str]:

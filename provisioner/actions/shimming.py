@@ -73,7 +73,8 @@ def known_parents(context: Context) -> list[str]:
     if store is None:
         return []
     found = {lease.parent for lease in store.leases() if lease.served} | {other.parent for other in store.others.all()}
-    return sorted(found | set(store.others.held()), key=lambda name: ("." in name, name))
+    found |= {one.parent for one in store.heard.all()} | set(store.others.held())
+    return sorted(found, key=lambda name: ("." in name, name))
 
 
 def up(context: Context, parent: str, to: Sequence[To] = ()) -> ShimView:

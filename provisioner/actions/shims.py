@@ -66,9 +66,12 @@ def guest_routes(nic: Nic) -> list[GuestRoute]:
 
 
 def routes_of(store: Store, owner: str) -> list[GuestRoute]:
-    """What a machine's leases want on the host."""
-    wanted = [lease for lease in store.leases(owner=owner) if lease.served]
-    return [GuestRoute(ipaddress.ip_address(lease.address), lease.mac, lease.parent) for lease in wanted]
+    """What a machine's leases want on the host, and what it was heard to have."""
+    wanted = [(lease.address, lease.mac, lease.parent) for lease in store.leases(owner=owner) if lease.served]
+    if store.has_heard():
+        macs = store.told_of(owner)
+        wanted += [(one.address, one.mac, one.parent) for one in store.heard.all() if one.mac in macs]
+    return [GuestRoute(ipaddress.ip_address(address), mac, parent) for address, mac, parent in wanted]
 
 
 def pinned_source(parent: str, address: Address) -> Address | None:

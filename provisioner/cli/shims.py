@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
 from collections.abc import Sequence
 
 import click
 
-from provisioner.actions import shim_preview, shimming
+from provisioner.actions import install as installing
+from provisioner.actions import shim_preview, shimming, watching
 from provisioner.actions.shimming import ShimView
 from provisioner.cli import render
 from provisioner.cli.base import group
@@ -44,8 +48,15 @@ def up(parent: str, to: Sequence[To], dry_run: bool) -> None:
             click.echo("\n".join(shim_preview.up(context, parent, to)))
             return
         made = [shimming.up(context, parent, to)] if parent or to else shimming.up_all(context)
+        lasting = installing.outlasts_boot(context)
     _print(made, options)
-    tell("note: a reboot takes shims away; macvm shim up brings them back, with what --to told")
+    if lasting:
+        tell(f"note: {installing.BOOT_UNIT} brings this back after a reboot, with what --to told")
+    else:
+        tell(
+            "note: a reboot takes shims away; macvm shim up brings them back, with what --to told;"
+            " macvm shim install has each boot do it"
+        )
 
 
 @shim.command()
@@ -73,6 +84,20 @@ def down(parent: str, dry_run: bool) -> None:
 
 
 @shim.command()
+def watch() -> None:
+    """Keep shims and routes right while VMs come and go, until Ctrl+C or SIGTERM.
+
+    On libvirt's and the kernel's own events: VMs that virsh or virt-manager start and stop, guests whose address DHCP
+    gives or changes, a parent that loses its address or its shim.
+    """
+    stopped = threading.Event()
+    with changing() as (context, _):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stopped.set())
+        watching.watch(context, stopped.is_set)
+
+
+@shim.command()
 @click.argument("address", type=_ADDRESS)
 @_DRY_RUN
 def forget(address: Address, dry_run: bool) -> None:
@@ -83,6 +108,60 @@ def forget(address: Address, dry_run: bool) -> None:
             return
         shimming.forget(context, address)
     _say("forgotten", str(address), options)
+
+
+@shim.command()
+@click.argument("parent", required=False, default="", metavar="[PARENT]")
+@_DRY_RUN
+def install(parent: str, dry_run: bool) -> None:
+    """Make shims last: a systemd unit that runs `shim up` at each boot, and one that runs `shim watch`.
+
+    With drop-ins that keep NetworkManager and systemd-networkd off macvm's links. Any number of times; with PARENT, its
+    shim is brought up first. The units run the macvm that wrote them, with its --state-dir and --connect.
+    """
+    program = installing.find_program(sys.argv[0])
+    with looking(libvirt=bool(parent)) if dry_run else changing(libvirt=bool(parent)) as (context, options):
+        lines = installing.install_lines(context, program)
+        if dry_run:
+            before = shim_preview.up(context, parent, ()) if parent else []
+            click.echo("\n".join([*before, *lines]))
+            return
+        made = shimming.up(context, parent) if parent else None
+        done = installing.install(context, program)
+    if made:
+        tell(f"up: {made.shim} on {made.parent}")
+    _list("written", done.written, options)
+    for note in done.notes:
+        tell(f"note: {note}")
+    if not done.started:
+        tell("note: systemd does not run here now: the units are enabled, and start at the next boot")
+
+
+@shim.command()
+@_DRY_RUN
+def uninstall(dry_run: bool) -> None:
+    """Remove what `shim install` wrote, and nothing else; shims stay until the next reboot, or `shim down`."""
+    with looking(libvirt=False) if dry_run else changing(libvirt=False) as (context, options):
+        if dry_run:
+            for line in installing.uninstall_lines():
+                click.echo(line)
+            return
+        done = installing.uninstall(context)
+    _list("removed", done.removed, options)
+    for path in done.kept:
+        tell(f"note: {path} stays: macvm did not write it")
+
+
+def _list(word: str, paths: Sequence[str], options: Options) -> None:
+    if options.output == "json":
+        render.print_json({word: paths})
+    elif options.output == "name":
+        render.print_names(paths)
+    else:
+        for path in paths:
+            tell(f"{word}: {path}")
+        if not paths:
+            tell(f"nothing was {word}: there is nothing of `shim install`")
 
 
 def _say(word: str, what: str, options: Options) -> None:

@@ -12,7 +12,7 @@ import pwd
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -410,6 +410,28 @@ class Hypervisor:
             return str(libvirt_qemu.qemuAgentCommand(self._domain(uuid), command, timeout, 0))
         except libvirt.libvirtError:
             return None
+
+    @contextlib.contextmanager
+    def watching(self, changed: Callable[[], None]) -> Iterator[None]:
+        """Calls `changed`, in another thread, whenever a domain comes, goes, or gets or loses a device, and when the
+        connection breaks. Raises HypervisorFailed."""
+        connection = self.open()
+        kinds = (
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+            libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
+            libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
+        )
+        with _translated("to tell of its domains"):
+            events = [connection.domainEventRegisterAny(None, kind, lambda *_: changed(), None) for kind in kinds]
+            connection.registerCloseCallback(lambda *_: changed(), None)
+        try:
+            yield
+        finally:
+            for event in events:
+                with contextlib.suppress(libvirt.libvirtError):
+                    connection.domainEventDeregisterAny(event)
+            with contextlib.suppress(libvirt.libvirtError):
+                connection.unregisterCloseCallback()
 
     @contextlib.contextmanager
     def _gone_is_fine(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ linux/if_link.h, linux/neighbour.h.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import os
 import socket
@@ -171,6 +172,35 @@ def batch(messages: Sequence[Message]) -> list[int]:
                     offset += (length + 3) & ~3
                     left -= 1
     return answers
+
+
+class Monitor:
+    """Says when links, addresses or routes change; for a selector, by `fileno`."""
+
+    #: linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
+    _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+        self._channel = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._channel.bind((0, self._GROUPS))
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def drain(self) -> None:
+        """Forgets what has come: that something did is all there is to know, were it too much for the socket."""
+        while True:
+            try:
+                self._channel.recv(1 << 18)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+
+    def close(self) -> None:
+        self._channel.close()
 
 
 def _text(data: bytes | None) -> str:

@@ -173,13 +173,15 @@ class Store:
                 leases.claim(owner, machine, [nic])
 
     def release_mac(self, mac: str) -> None:
-        """Gives back a MAC with its leases; not held is fine."""
+        """Gives back a MAC with its leases, and forgets what it was heard to have; not held is fine."""
         with self.change() as db:
+            db.execute("DELETE FROM heard WHERE mac = ?", (mac,))
             db.execute("DELETE FROM macs WHERE mac = ?", (mac,))
 
     def release(self, owner: str) -> None:
-        """Gives back every MAC and lease of a machine; none held is fine."""
+        """Gives back every MAC and lease of a machine, and forgets what it was heard to have; none held is fine."""
         with self.change() as db:
+            db.execute("DELETE FROM heard WHERE mac IN (SELECT mac FROM macs WHERE owner = ?)", (owner,))
             db.execute("DELETE FROM macs WHERE owner = ?", (owner,))
 
     def release_leases(self, owner: str) -> None:

@@ -1,0 +1,89 @@
+"""`shim watch`: keeps shims and routes right while guests come and go, whoever starts and stops them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+from provisioner.actions import discovery, shimming, views
+from provisioner.actions.discovery import Ears
+from provisioner.context import Context
+from provisioner.errors import HypervisorFailed, MacvmError
+from provisioner.host import netlink
+
+#: Seconds that events are gathered for: a start brings a dozen of them.
+_GATHER = 0.2
+#: Seconds after which all is looked at without an event, and until a daemon that is gone is asked again.
+_ANYWAY, _AGAIN = 60.0, 1.0
+
+
+def watch(context: Context, stopped: Callable[[], bool]) -> None:
+    """Until `stopped`. Every event of libvirt's and of the kernel's has the wanted set compared with what is there."""
+    context.require_local_root("watching")
+    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    kernel, ears = netlink.Monitor(), Ears(context)
+    lost = ""
+    try:
+        while not stopped():
+            try:
+                with context.hypervisor.watching(lambda: _wake(writer)):
+                    if lost:
+                        context.say("libvirt is back")
+                    lost = ""
+                    _watch(context, stopped, ears, kernel, reader)
+            except HypervisorFailed as error:
+                if error.message != lost:
+                    context.say(f"waiting for libvirt: {error.message}")
+                lost = error.message
+                context.hypervisor.close()
+                time.sleep(_AGAIN)
+    finally:
+        ears.close()
+        kernel.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def _wake(writer: int) -> None:
+    # A pipe that is full wakes as well as one more byte would.
+    with contextlib.suppress(BlockingIOError):
+        os.write(writer, b"!")
+
+
+def _watch(context: Context, stopped: Callable[[], bool], ears: Ears, kernel: netlink.Monitor, reader: int) -> None:
+    due, said = time.monotonic(), ""
+    while not stopped():
+        now = time.monotonic()
+        if now >= due:
+            problem = _settle(context, ears)
+            if problem != said and problem:
+                context.say(problem)
+            said, due = problem, now + _ANYWAY
+        changed, event = ears.hear(max(0.0, min(due - time.monotonic(), _AGAIN)), kernel.fileno(), reader)
+        if changed:
+            discovery.follow(context, changed)
+        if event:
+            kernel.drain()
+            with contextlib.suppress(BlockingIOError):
+                os.read(reader, 1 << 16)
+            due = min(due, time.monotonic() + _GATHER)
+
+
+def _settle(context: Context, ears: Ears) -> str:
+    """Compares all that is wanted with what there is. Returns what could not be done; "" for nothing."""
+    listing = views.look(context)
+    if listing.problem:
+        raise listing.problem
+    nics = discovery.direct_nics(listing.machines)
+    gone = context.store.heard.keep_only([nic.mac for nic in nics])
+    new = ears.listen_to(nics)
+    ears.ask_beside(nic for nic in new if not nic.addresses)
+    problems = []
+    for parent in dict.fromkeys((*gone, *shimming.known_parents(context))):
+        try:
+            discovery.follow(context, [parent])
+        except MacvmError as error:
+            problems.append(error.message)
+    return "; ".join(problems)
