@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -208,18 +208,33 @@ def _print_difference(written: Written) -> None:
 
 
 class _Output:
-    """The file of `-w`, made when there is something to put into it: a filter with a mistake in it leaves none."""
+    """The file of `-w`. Opened at once, so that what is wrong with it is said at once; what was in it stays until there
+    is something to put there, and a new one in which nothing came to be is taken away again."""
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._file: BinaryIO | None = None
+        self._is_new = path != "-" and not os.path.lexists(path)
+        self._written = False
+        self._file: BinaryIO = sys.stdout.buffer if path == "-" else open(path, "ab")  # noqa: SIM115
+
+    def __enter__(self) -> _Output:
+        return self
 
     def write(self, data: bytes) -> None:
-        if self._file is None:
-            self._file = sys.stdout.buffer if self._path == "-" else open(self._path, "wb")  # noqa: SIM115
+        if not self._written and self._path != "-":
+            # A pipe or a device has nothing to cut off.
+            with suppress(OSError):
+                self._file.truncate(0)
+        self._written = True
         self._file.write(data)
         # Whoever reads it meanwhile, through a pipe or by `tail -f`, has whole packets.
         self._file.flush()
+
+    def __exit__(self, *_: object) -> None:
+        if self._path != "-":
+            self._file.close()
+        if self._is_new and not self._written:
+            os.unlink(self._path)
 
 
 @click.command(cls=Command)
@@ -237,5 +252,6 @@ def capture(name: str, words: Sequence[str], file: str | None) -> None:
         context.require_local("capturing")
         from provisioner.actions import capture as action
 
-        sink = _Output(file).write if file is not None else None
-        action.capture(context, action.choose(context, name, words), sink, options.verbose)
+        wanted = action.choose(context, name, words)
+        with _Output(file) if file is not None else nullcontext() as output:
+            action.capture(context, wanted, output.write if output else None, options.verbose)

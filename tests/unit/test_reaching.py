@@ -7,19 +7,22 @@ import json
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import click
 import pytest
 
 from provisioner.actions import reaching, ssh
 from provisioner.actions.reaching import Tables
 from provisioner.actions.views import AddressView, MachineView, NicView
+from provisioner.cli import reaching as commands
 from provisioner.context import Context
 from provisioner.errors import Unable
 from provisioner.host import caller
 from provisioner.host.netlink import Link, Neighbour, Route
+from tests.conftest import Ran
 
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
 ETH0, SHIM, INNER, WAN = 2, 3, 4, 5
@@ -271,3 +274,43 @@ def test_without_sudo_xdg_has_its_say(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     assert caller.state_folder("known_hosts") == tmp_path / "macvm/known_hosts"
     assert caller.private_keys() == []
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words", ["ip web", "ssh web", "ssh-config", "ssh-config web", "hosts", "hosts --write", "capture web"]
+)
+@pytest.mark.parametrize("uri", ["qemu+ssh://root@far.example/system", "qemu:///session"])
+def test_another_hosts_vms_are_not_reached_from_here(macvm: Callable[..., Ran], words: str, uri: str) -> None:
+    ran = macvm(*words.split(), "--connect", uri)
+    assert (ran.status, ran.out) == (5, "")
+    assert ran.lines[-1] == ("hint: ssh root@far.example sudo macvm …" if "ssh" in uri else "hint: use qemu:///system")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["ip"], "Missing argument 'NAME'"),
+        (["ip", "web", "--wait", "soon"], "is no time"),
+        (["ip", "web", "--timeout", "x"], "is no time"),
+        (["ssh"], "Missing argument '[USER@]NAME'"),
+        (["ssh", "@web"], "names no user"),
+        (["ssh", "web", "-i", "/proc/none"], "/proc/none"),
+        (["ssh", "web", "ls", "-l"], "No such option"),
+        (["capture"], "NAME"),
+    ],
+)
+def test_what_cannot_be_meant_is_status_2(macvm: Callable[..., Ran], words: list[str], said: str) -> None:
+    ran = macvm(*words)
+    assert (ran.status, ran.out, len(ran.lines)) == (2, "", 2)
+    assert said in ran.err
+
+
+def test_names_complete_behind_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MACVM_CONNECT", "test:///default")
+    ctx = click.Context(commands.ssh)
+    for typed, offered in (("te", ["test"]), ("joe@", ["joe@test"]), ("joe@x", [])):
+        (target,) = (one for one in commands.ssh.params if one.name == "target")
+        assert [item.value for item in target.shell_complete(ctx, typed)] == offered

@@ -100,7 +100,7 @@ def test_a_filter_with_a_mistake(as_root: None) -> None:
 
 def test_words_are_never_options(as_root: None) -> None:
     with tcpdump.interruptible() as interrupt, pytest.raises(ToolFailed, match="syntax error"):
-        tcpdump.run(tcpdump.argv("lo", ["-w", "/nonexistent/x"], raw=False), interrupt, None, print)
+        tcpdump.run(tcpdump.argv("lo", ["-w", "/proc/none/x"], raw=False), interrupt, None, print)
 
 
 def test_no_such_device_is_waited_for(as_root: None) -> None:
