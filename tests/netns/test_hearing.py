@@ -349,13 +349,19 @@ def test_waiting_ends_with_the_first_that_tells(guest: Guest, peer: Elsewhere) -
 def test_a_link_local_address_is_second_best(guest: Guest) -> None:
     guest.sysctl("net.ipv6.conf.nic.accept_dad=0")
     guest.up("192.0.2.77/24")
-    asks = threading.Timer(0.3, lambda: hearing.ask_v6("shim", MAC))
-    asks.start()
-    try:
-        assert hearing.wait_for(guest.device, MAC, 1.5) == Heard(MAC, LOCAL6, "nd")
-    finally:
-        asks.join()
-    assert hearing.wait_for(guest.device, MAC, 0.1) is None
+
+    def speak(more: bool) -> None:
+        assert hearing.ask_v6("shim", MAC) == {LOCAL6}
+        if more:
+            ping(guest, "192.0.2.99")
+
+    for seconds, told in ((0.7, Heard(MAC, LOCAL6, "nd")), (10, Heard(MAC, address("192.0.2.77"), "arp"))):
+        speaks = threading.Timer(0.1, speak, [seconds == 10])
+        speaks.start()
+        try:
+            assert hearing.wait_for(guest.device, MAC, seconds) == told
+        finally:
+            speaks.join()
 
 
 def test_waiting_outlasts_a_guest_that_is_started_anew(boot: Make) -> None:
