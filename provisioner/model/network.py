@@ -15,7 +15,8 @@ from provisioner.model.nic import Address, Interface, check_usable, parse_addres
 AnyNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: What is no unicast address of a LAN's: this network, loopback, link-local, multicast, the limited broadcast address
-#: (RFC 6890); unspecified, loopback, link-local and multicast (RFC 4291).
+#: (RFC 6890); unspecified, loopback, IPv4-mapped, link-local and multicast (RFC
+#: 4291).
 _UNFIT = (
     "0.0.0.0/8",
     "127.0.0.0/8",
@@ -23,6 +24,7 @@ _UNFIT = (
     "224.0.0.0/4",
     "255.255.255.255",
     "::/127",
+    "::ffff:0:0/96",
     "fe80::/10",
     "ff00::/8",
 )

@@ -88,6 +88,7 @@ def test_a_subnet(text: str, subnet: str) -> None:
         ("fe80::/64", "no guest can live in"),
         ("fe00::/7", "no guest can live in"),
         ("ff02::/16", "no guest can live in"),
+        ("::ffff:192.0.2.0/120", "no guest can live in"),
     ],
 )
 def test_what_is_no_subnet(text: str, said: str) -> None:
