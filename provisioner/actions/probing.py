@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from provisioner.actions import addresses, shims
 from provisioner.actions.addresses import Segment
 from provisioner.context import Context
-from provisioner.errors import Taken, Usage
+from provisioner.errors import Taken
 from provisioner.host import links, netlink, wire
 from provisioner.host.journal import Claim, Work
 from provisioner.host.leases import Leases
@@ -218,10 +218,3 @@ def clear(context: Context) -> None:
         number = link.alias.removeprefix(_ALIAS) if link.alias.startswith(_ALIAS) else ""
         if number.isdecimal() and not context.journal.is_live(int(number)):
             links.remove(link)
-
-
-def check_pace(word: str) -> str:
-    """Raises Usage."""
-    if word not in PACES:
-        raise Usage(f"--probe={word} is not known", "--probe=fast (the default), --probe=rfc, or --no-probe")
-    return word
