@@ -37,7 +37,7 @@ def create(context: Context, request: EndpointRequest) -> tuple[EndpointView, li
     owner = made.endpoint.owner
     work = context.journal.begin_claiming("endpoint-create", request.name, owner, making.claim)
     notes = carry_out(work, lambda undo: making.steps(work, undo))
-    return view(making.endpoint, context.store.leases()), [*made.notes, *notes]
+    return view(making.endpoint, context.store.leases(owner=owner)), [*made.notes, *notes]
 
 
 class _Making:
