@@ -18,6 +18,7 @@ from provisioner.model.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from provisioner.host.journal import Unfinished, Work
+    from provisioner.host.store import Store
 
 
 def facts(endpoint: Endpoint, routes: Iterable[GuestRoute]) -> dict[str, Any]:
@@ -98,9 +99,20 @@ def settle(context: Context, row: Unfinished, work: Work) -> None:
 
 def release_gone(context: Context) -> list[str]:
     """Gives back what endpoints hold whose namespace or link is gone, as after a reboot, and says so."""
-    everyone = Endpoints(context.store).all()
-    busy = {row.uuid for row in context.journal.unfinished()}
-    gone = [endpoint for endpoint in everyone if endpoint.owner not in busy and not spaces.is_there(endpoint)]
+    gone = find_gone(context.store)
     for endpoint in gone:
         _delete(context, endpoint)
-    return [f"released: what the endpoint {endpoint.name} held, which is gone" for endpoint in gone]
+    return [f"released: {held_by(endpoint)}" for endpoint in gone]
+
+
+def find_gone(store: Store) -> list[Endpoint]:
+    """Those whose namespace or link is gone. The journal is read last: what is stored by then, and under way, has its
+    row there. Raises Unable without the right to look into namespaces."""
+    everyone = Endpoints(store).all()
+    busy = {row["uuid"] for row in store.rows("SELECT uuid FROM journal")}
+    return [endpoint for endpoint in everyone if endpoint.owner not in busy and not spaces.is_there(endpoint)]
+
+
+def held_by(endpoint: Endpoint) -> str:
+    """What `gc` says that it gives back."""
+    return f"what the endpoint {endpoint.name} held, which is gone"

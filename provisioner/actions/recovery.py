@@ -60,6 +60,19 @@ def release_orphans(context: Context) -> list[str]:
     return [*told, *(f"removed: {name}, which no network is on" for name in vlans.clear(context))]
 
 
+def foresee_releases(context: Context) -> list[str]:
+    """What `release_orphans` would give back of machines, NICs and endpoints. Changes nothing."""
+    store = context.reading_store
+    if store is None:
+        return []
+    told = [str(orphan) for orphan in find_orphans(context, store)]
+    if store.has_endpoint():
+        from provisioner.actions import endpoint_removal
+
+        told += [endpoint_removal.held_by(endpoint) for endpoint in endpoint_removal.find_gone(store)]
+    return told
+
+
 class Orphan(NamedTuple):
     """A machine that libvirt no longer has; with `mac`, a NIC that neither the running machine nor its definition has:
     attached with --live, and lost with the power, or detached behind macvm's back. `held` are its addresses."""

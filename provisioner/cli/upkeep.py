@@ -22,8 +22,8 @@ def gc(dry_run: bool) -> None:
         with looking() as (context, _):
             for line in unfinished.unfinished_lines(context):
                 click.echo(f"would settle: {line}")
-            for orphan in recovery.find_orphans(context, context.reading_store) if context.reading_store else ():
-                click.echo(f"would release: {orphan}")
+            for held in recovery.foresee_releases(context):
+                click.echo(f"would release: {held}")
         return
     with changing(recover=False) as (context, options):
         context.require_local_root("cleaning up")
