@@ -160,8 +160,9 @@ def claim_others(
         settled = _settled(leases, nic, segment, kept, lost)
     except Taken as error:
         # Else the count of those that are free would be a riddle.
-        others = ", ".join(map(str, sorted(lost, key=lambda address: (address.version, int(address)))))
-        raise Taken(f"{error.message}; others on the LAN have {others}", error.hint) from error
+        theirs = sorted(lost, key=lambda address: (address.version, int(address)))
+        shown = ", ".join(map(str, theirs[:8])) + (f" and {len(theirs) - 8} more" if len(theirs) > 8 else "")
+        raise Taken(f"{error.message}; others on the LAN have {shown}", error.hint) from error
     leases.claim(owner, machine, [claim_of(settled)])
     return settled
 

@@ -11,15 +11,24 @@ from provisioner.actions.addresses import Segment, get_network, segment_of
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
-from provisioner.errors import MacvmError, NotFound, Taken, Usage
+from provisioner.errors import MacvmError, NotFound, Usage
 from provisioner.host import netlink, wire
 from provisioner.host.leases import Lease
 from provisioner.host.netlink import Link
 from provisioner.host.networks import Conflict, in_use, network_exists
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import check_name
-from provisioner.model.network import AnyNetwork, Network, Range, Subnet, assemble_subnets, check_reserved, overlap
-from provisioner.model.nic import Address
+from provisioner.model.network import (
+    AnyNetwork,
+    Network,
+    Range,
+    Subnet,
+    assemble_subnets,
+    check_disjoint,
+    check_reserved,
+    overlap,
+)
+from provisioner.model.nic import Address, check_mtu
 from provisioner.model.vlan import vlan_parent
 
 #: Addresses in the range that is proposed for a subnet that the LAN's DHCP server shares.
@@ -109,8 +118,10 @@ def plan(context: Context, request: NetworkRequest) -> Network:
         with findings.checking():
             network = network._replace(subnets=_choose_subnets(context, request, links, network.parent, others))
             check_reserved(network.subnets, request.reserved)
-            _check_overlaps(network, others)
+            check_disjoint(network, others)
             _check_room(network)
+            for subnet in network.subnets:
+                check_mtu(request.mtu, subnet.subnet)
     findings.finish()
     return network
 
@@ -181,21 +192,6 @@ def _propose(link: Link, subnet: ipaddress.IPv4Network, others: Sequence[Network
     return None
 
 
-def _check_overlaps(network: Network, others: Iterable[Network]) -> None:
-    for other in others:
-        if other.parent != network.parent:
-            continue
-        for mine in network.subnets:
-            for theirs in other.subnets:
-                both = overlap(mine.given_out, theirs.given_out)
-                if both:
-                    raise Taken(
-                        f"{mine.subnet} overlaps {theirs.subnet} of the network {other.name}, on {network.parent} too: "
-                        f"both would give out {both}",
-                        "give each of them an --ip-range of its own",
-                    )
-
-
 def _check_room(network: Network) -> None:
     segment = Segment(network)
     for subnet in network.subnets:
@@ -263,20 +259,21 @@ def _mac(lease: Lease, parent: Link | None) -> str:
     return parent.mac if shared and parent else lease.mac
 
 
-def delete(context: Context, name: str) -> Network:
-    """With the VLAN link, where macvm made it and no other network is on it. Raises NotFound; Taken while NICs are on
-    it, naming their holders."""
+def delete(context: Context, names: Iterable[str]) -> list[str]:
+    """Each with the VLAN link, where macvm made it and no other network is on it; nothing before all are known to be
+    free. Returns their names. Raises NotFound; Taken while NICs are on one, naming their holders."""
     context.require_local_root("deleting a network")
-    network = get_network(context, name)
-    with context.lock(_lock_name(network.parent)):
-        context.store.networks.remove(name)
-        if not any(other.parent == network.parent for other in context.store.networks.all()):
-            vlans.release(context, network.parent)
-    return network
+    doomed = [check_delete(context, name) for name in dict.fromkeys(names)]
+    for network in doomed:
+        with context.lock(_lock_name(network.parent)):
+            context.store.networks.remove(network.name)
+            if not any(other.parent == network.parent for other in context.store.networks.all()):
+                vlans.release(context, network.parent)
+    return [network.name for network in doomed]
 
 
 def check_delete(context: Context, name: str) -> Network:
-    """As `delete`, and changes nothing."""
+    """A network that nothing is on. Changes nothing. Raises as `delete` does."""
     network = get_network(context, name)
     store = context.reading_store
     holders = store.networks.holders(name) if store else []

@@ -18,7 +18,7 @@ from provisioner.host import netlink, system
 from provisioner.model.found import FoundMachine
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
-from provisioner.model.nic import Address, Addressing, Interface, Nic, auto_needs_network, check_usable
+from provisioner.model.nic import Address, Addressing, Interface, Nic, auto_needs_network, check_mtu, check_usable
 from provisioner.model.reach import Place, Station, expected
 
 if TYPE_CHECKING:
@@ -259,6 +259,7 @@ def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
     routers = {route.gateway for route in netlink.routes() if route.gateway}
     store = context.reading_store
     for address in nic.addressing.addresses:
+        check_mtu(nic.mtu, address)
         if address in own:
             raise Taken(f"address {address} is this host's own, on {own[address]}", "choose another with --ip")
         if address in routers:

@@ -153,7 +153,7 @@ def delete(names: Sequence[str], dry_run: bool) -> None:
         if dry_run:
             click.echo("\n".join(line for name in names for line in preview.delete_network(context, name)))
             return
-        gone = [networks.delete(context, name).name for name in dict.fromkeys(names)]
+        gone = networks.delete(context, names)
     if options.output == "json":
         render.print_json([{"name": name} for name in gone])
     elif options.output == "name":

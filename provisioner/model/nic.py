@@ -14,6 +14,8 @@ from provisioner.model.names import Mac, printable
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 
+_IPV6_MTU = 1280
+
 
 class Addressing(NamedTuple):
     """What a guest is told about one NIC: static addresses, or to ask DHCP, or nothing. With `auto` the static
@@ -114,6 +116,12 @@ def _check_zone(text: str, what: str) -> None:
     # `fe80::1%eth0`: ipaddress takes any text for the zone, line breaks too, and the guest's links are not the host's.
     if "%" in text:
         raise Usage(f"{printable(text)} is no {what} for a guest", "leave the % and what follows it out")
+
+
+def check_mtu(mtu: int | None, wanted: Address | ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
+    """Raises Usage for fewer bytes than IPv6 wants of a link: the kernel takes IPv6 off it (RFC 8200, 5)."""
+    if mtu and mtu < _IPV6_MTU and wanted.version == 6:
+        raise Usage(f"MTU {mtu} is too small for {wanted}", f"IPv6 wants at least --mtu {_IPV6_MTU}")
 
 
 def check_usable(interface: Interface) -> None:

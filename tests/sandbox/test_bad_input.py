@@ -216,6 +216,8 @@ TABLE = [
     Bad("new --subnet 203.0.113.0/24 --aux-address Router=203.0.113.9", 2, "'Router'", command="network create"),
     Bad("new --subnet 203.0.113.0/24 --aux-address a=192.0.2.9", 2, "in no subnet", command="network create"),
     Bad("new --subnet 203.0.113.0/24 --dns resolver", 2, "'resolver' is no DNS server", command="network create"),
+    Bad("new --subnet 2001:db8:9::/64 --mtu 1279", 2, "MTU 1279 is too small", "1280", command="network create"),
+    Bad("x --ip 2001:db8::61/64 --mtu 1279", 2, "MTU 1279 is too small for 2001:db8::61", "1280"),
     Bad("new --subnet 203.0.113.0/24 --mtu 9000", 5, "MTU 9000 is above that of eth0, 1500", command="network create"),
     Bad(
         "new --subnet 203.0.113.0/30 --gateway 203.0.113.1 --aux-address a=203.0.113.2",

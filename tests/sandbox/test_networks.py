@@ -275,6 +275,20 @@ def test_a_pool_that_the_lan_has_all_of(lab: Lab) -> None:
         assert_same(before, lab.same_but_conflicts())
 
 
+def test_a_large_pool_that_the_lan_has_all_of(lab: Lab) -> None:
+    """Not every one of them is named."""
+    held = [f"192.0.2.{number}/24" for number in range(96, 112)]
+    with lab.lan_has(*held), lab.network_of("narrow", "--ip-range", "192.0.2.96/28"):
+        error, _ = lab.refused("create", "x", "--network", "narrow", "--no-start", status=4)
+        assert error.endswith(", 192.0.2.103 and 8 more"), error
+
+
+def test_networks_are_deleted_together_or_not_at_all(lab: Lab) -> None:
+    with lab.network_of("narrow", "--ip-range", "192.0.2.96/28"), lab.unchanged():
+        error, _ = lab.refused("network", "delete", "narrow", "nothere", status=3)
+        assert error == "there is no network 'nothere'"
+
+
 @pytest.mark.parametrize(
     ("words", "asked"),
     [("--mode=bridge --no-shim", True), ("--mode=vepa", True), ("--mode=private", True), ("--mode=passthrough", False)],
