@@ -7,6 +7,7 @@ import json
 import pytest
 
 from provisioner.actions.sandbox import Sandbox
+from tests.conftest import Require
 from tests.sandbox.kvm_host import KvmHost, assert_same, complaints
 from tests.sandbox.test_json import valid
 
@@ -94,3 +95,53 @@ def test_only_root_installs(own: KvmHost) -> None:
         script = f"setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all,+dac_read_search --ambient-caps=-all,+dac_read_search macvm shim {word}"
         assert own.node.run(["bash", "-c", script]).returncode == 5
     assert etc(own) == before
+
+
+#: An administrator's file that takes every link, and gives the host's addresses again.
+ALL_LINKS = """[Match]
+Name=*
+[Network]
+LinkLocalAddressing=no
+IPv6AcceptRA=no
+Address=192.0.2.2/24
+Address=2001:db8::2/64
+[Route]
+Destination=198.51.100.0/24
+Gateway=192.0.2.1
+"""
+#: systemd-networkd waits for udev unless /sys is read-only, as it is in containers.
+NETWORKD = """
+mkdir -p /run/systemd/network /run/systemd/netif/links /run/systemd/netif/leases
+chown -R systemd-network /run/systemd/netif
+cat >/run/systemd/network/50-all.network
+exec unshare -m sh -c 'mount -o remount,ro,bind /sys; exec /lib/systemd/systemd-networkd'
+"""
+SETTLED = """timeout 20 bash -c 'for link in eth0 mv-eth0; do
+  until grep -Eq "ADMIN_STATE=(configured|unmanaged)" /run/systemd/netif/links/$(cat /sys/class/net/$link/ifindex); do sleep 0.1; done
+done' 2>/dev/null; grep -h ADMIN_STATE /run/systemd/netif/links/$(cat /sys/class/net/mv-eth0/ifindex)"""
+SHIM = """
+ip route show dev mv-eth0; ip -6 route show dev mv-eth0; ip neigh show dev mv-eth0 nud permanent; ip addr show mv-eth0
+ip route show proto 109; ip neigh show proxy; sysctl -a 2>/dev/null | grep mv-eth0
+"""
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_systemd_networkd_leaves_shims_and_their_routes_alone(own: KvmHost, require: Require, installed: bool) -> None:
+    """It manages every other link, and foreign routes as by default; without the drop-in the shim is taken over."""
+    require(own.sh("ls /lib/systemd/systemd-networkd || true"), "no systemd-networkd (the package systemd)")
+    mac = "02:00:00:00:00:40"
+    own.macvm("shim", "up", "eth0", "--to", f"192.0.2.40,{mac}", "--to", f"2001:db8::40,{mac}")
+    if installed:
+        own.macvm("shim", "install")
+    before = own.sh(SHIM)
+    assert "192.0.2.40 dev mv-eth0" in before
+    with own.node.start(["sh", "-c", NETWORKD], input=ALL_LINKS):
+        state = own.sh(SETTLED)
+        assert "198.51.100.0/24" in own.sh("ip route show dev eth0"), "it is at work on the parent"
+    if installed:
+        assert (state, own.sh(SHIM)) == ("ADMIN_STATE=unmanaged\n", before)
+    else:
+        assert state == "ADMIN_STATE=configured\n"
+        after = own.sh(SHIM)
+        assert "net.ipv6.conf.mv-eth0.proxy_ndp = 0" in after
+        assert "inet 192.0.2.2/24" in after, "the host's own address, on a second link of the same LAN"
