@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from provisioner.actions import discovery, views
@@ -35,15 +36,17 @@ _OFF = ("off", "crashed")
 
 
 class Tables(NamedTuple):
-    """The host's own tables, read once for any number of machines."""
+    """The host's own tables, read once for any number of machines. `ages`: seconds since a neighbour was there, by its
+    device and address."""
 
     links: tuple[Link, ...]
     routes: tuple[Route, ...]
     neighbours: tuple[Neighbour, ...]
+    ages: Mapping[tuple[int, Address], float] = MappingProxyType({})
 
     @classmethod
     def read(cls) -> Tables:
-        return cls(tuple(netlink.links()), tuple(netlink.routes()), tuple(netlink.neighbours()))
+        return cls(tuple(netlink.links()), tuple(netlink.routes()), tuple(netlink.neighbours()), netlink.confirmed())
 
 
 class Known(NamedTuple):
@@ -102,7 +105,7 @@ _ByMac = Mapping[str, Sequence[AddressView]]
 
 
 def _by_mac(pairs: Iterable[tuple[str, Address]], source: str) -> _ByMac:
-    """An address that is known now was seen now."""
+    """What somebody tells now was seen now."""
     found: dict[str, list[AddressView]] = {}
     seen = now()
     for mac, address in pairs:
@@ -141,8 +144,12 @@ def parse_agent(answer: str) -> list[tuple[str, Address]]:
 
 
 def _neighbours(tables: Tables) -> _ByMac:
-    entries = (one for one in tables.neighbours if one.mac and not one.state & (_NUD_NOARP | _NUD_PERMANENT))
-    return _by_mac(((one.mac, one.address) for one in entries), "neighbour")
+    found: dict[str, list[AddressView]] = {}
+    for one in tables.neighbours:
+        if one.mac and not one.state & (_NUD_NOARP | _NUD_PERMANENT):
+            seen = now(ago=tables.ages.get((one.device, one.address), 0.0))
+            found.setdefault(one.mac, []).append(AddressView(str(one.address), "neighbour", seen))
+    return found
 
 
 # which one

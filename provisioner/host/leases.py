@@ -52,9 +52,9 @@ class Lease(NamedTuple):
     machine: str
 
 
-def now() -> str:
-    """Wall-clock time for people to read; no decision hangs on it."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def now(ago: float = 0.0) -> str:
+    """Wall-clock time for people to read, or what it was so many seconds ago; no decision hangs on it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - ago))
 
 
 class Leases:

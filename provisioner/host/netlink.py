@@ -313,6 +313,19 @@ def neighbours(*, proxies: bool = False) -> list[Neighbour]:
     return found
 
 
+def confirmed() -> dict[tuple[int, Address], float]:
+    """Device and address of each neighbour to the seconds since it was last known to be there."""
+    found = {}
+    ticks = os.sysconf("SC_CLK_TCK")
+    for data in _dump(_RTM_GETNEIGH, struct.pack("BxHiHBB", socket.AF_UNSPEC, 0, 0, 0, 0, 0)):
+        family, _, device, _, _, _ = struct.unpack_from("BxHiHBB", data)
+        attributes = _attributes(data, 12)
+        # NDA_CACHEINFO: struct nda_cacheinfo, whose first number is ndm_confirmed.
+        if family in (socket.AF_INET, socket.AF_INET6) and 1 in attributes and 3 in attributes:
+            found[device, ipaddress.ip_address(attributes[1])] = _number(attributes[3][:4]) / ticks
+    return found
+
+
 def macs_behind(device: int) -> set[str]:
     """Unicast MACs that a link lets in besides its own: those of the macvlans on it that are up, in any namespace.
 

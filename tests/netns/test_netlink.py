@@ -120,6 +120,16 @@ def test_neighbours_and_proxies() -> None:
     ]
 
 
+def test_when_neighbours_were_there() -> None:
+    """In seconds, as `ip -s neigh` has it."""
+    furnish()
+    names = {link.index: link.name for link in netlink.links()}
+    ages = {(names[device], str(address)): age for (device, address), age in netlink.confirmed().items()}
+    theirs = {(one["dev"], one["dst"]): one["confirmed"] for one in ip("-s neigh show dev mv0")}
+    assert len(theirs) >= 2
+    assert {key: ages[key] for key in theirs} == pytest.approx(theirs, abs=5)
+
+
 def test_the_default_routes_link_is_the_default_parent() -> None:
     assert netlink.default_parent() is None
     ip("-6 route add default via 2001:db8::1 dev eth0")

@@ -21,6 +21,7 @@ from provisioner.cli import reaching as commands
 from provisioner.context import Context
 from provisioner.errors import Unable
 from provisioner.host import caller
+from provisioner.host.leases import now
 from provisioner.host.netlink import Link, Neighbour, Route
 from tests.conftest import Ran
 
@@ -137,6 +138,13 @@ def test_every_source_is_named_and_an_address_is_there_once() -> None:
         ("192.0.2.13", "agent", MAC),
         ("192.0.2.14", "neighbour", MAC),
     }
+
+
+def test_a_neighbour_was_seen_when_it_was_last_there() -> None:
+    one = neighbour("192.0.2.13")
+    tables = Tables(LINKS, ROUTES, (one,), {(one.device, one.address): 7200.0})
+    (found,) = reaching.reach(context(Libvirt()), machine(nic()), tables).addresses
+    assert now(ago=7205) <= found.seen <= now(ago=7199)
 
 
 def test_what_somebody_set_by_hand_or_nobody_answered_is_no_address() -> None:
