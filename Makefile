@@ -10,7 +10,7 @@ SYSTEM_PACKAGES = \
   gcc python3-dev python3-venv pkg-config libvirt-dev \
   libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients virtinst \
   qemu-system-x86 qemu-utils seabios \
-  iproute2 iputils-ping dnsmasq-base openssl openssh-client tcpdump util-linux procps curl sqlite3 \
+  iproute2 iputils-ping dnsmasq-base openssl openssh-client tcpdump util-linux procps curl sqlite3 systemd \
   linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod
 
 .PHONY: help setup packages test check demo bench sweep clean
