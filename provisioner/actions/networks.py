@@ -153,7 +153,7 @@ def _choose_subnets(
     if link is None or not own:
         raise Usage(f"{parent} has no address to tell a subnet by", "say --subnet, such as --subnet 192.0.2.0/24")
     if not request.ranges:
-        raise _range_needed(link, own, others)
+        raise _range_needed(context, link, own, others)
     # Those of the parent's subnets that a range is given in; without one none of its addresses are macvm's to give.
     chosen = [
         subnet for subnet in own if any(range_.first in Range(subnet[0], subnet[-1]) for range_ in request.ranges)
@@ -161,17 +161,20 @@ def _choose_subnets(
     return assemble_subnets(chosen or own, request.gateways, request.ranges)
 
 
-def _range_needed(link: Link, own: Sequence[AnyNetwork], others: Sequence[Network]) -> Usage:
+def _range_needed(context: Context, link: Link, own: Sequence[AnyNetwork], others: Sequence[Network]) -> Usage:
     subnet = next((one for one in own if one.version == 4), own[0])
-    proposed = _propose(link, subnet, others) if isinstance(subnet, ipaddress.IPv4Network) else None
+    proposed = _propose(context, link, subnet, others) if isinstance(subnet, ipaddress.IPv4Network) else None
     said = f"{subnet} is {link.name}'s own subnet, which the LAN's DHCP server shares: which range of it is macvm's?"
     if proposed:
         return Usage(said, f"--ip-range {proposed}: nobody answered there; see that the DHCP server leaves it alone")
     return Usage(said, "say --ip-range, and see that the DHCP server leaves it alone")
 
 
-def _propose(link: Link, subnet: ipaddress.IPv4Network, others: Sequence[Network]) -> ipaddress.IPv4Network | None:
-    """The highest block of a subnet, or of its last 1024 addresses, in which nobody answers."""
+def _propose(
+    context: Context, link: Link, subnet: ipaddress.IPv4Network, others: Sequence[Network]
+) -> ipaddress.IPv4Network | None:
+    """The highest block of a subnet, or of its last 1024 addresses, in which nobody answers, and no machine that is off
+    has its address."""
     room = subnet if subnet.prefixlen >= 22 else ipaddress.ip_network((int(subnet[-1]) - 1023, 22))
     bits = min(_PROPOSED_BITS, 32 - subnet.prefixlen - 2)
     if bits < 1 or not link.up:
@@ -183,6 +186,8 @@ def _propose(link: Link, subnet: ipaddress.IPv4Network, others: Sequence[Network
         return None
     segment = segment_of(Network("", link.name))
     taken |= segment.reserved
+    store = context.reading_store
+    taken |= {ipaddress.ip_address(lease.address) for lease in store.leases(parent=link.name)} if store else set()
     given = [one.given_out for other in others if other.parent == link.name for one in other.subnets]
     blocks = list(ipaddress.IPv4Network(room).subnets(new_prefix=32 - bits))
     for block in reversed(blocks):

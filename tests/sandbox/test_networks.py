@@ -424,6 +424,10 @@ def test_the_parents_own_subnet_wants_a_range_and_is_proposed_a_free_one(lab: La
             "192.0.2.0/24 is eth0's own subnet, which the LAN's DHCP server shares: which range of it is macvm's?"
         )
         assert hint.startswith("--ip-range 192.0.2.128/27: nobody answered there; ")
+        lab.macvm("create", "silent", "--ip", "192.0.2.130/24", "--no-start")
+        _, hint = lab.refused("network", "create", "dhcp", status=2)
+        assert hint.startswith("--ip-range 192.0.2.96/27: nobody answered there; "), "a machine that is off holds it"
+        lab.macvm("delete", "--yes", "silent")
         assert_same(before, lab.same_but_conflicts())
         assert lab.macvlans() == "mv-eth0"
 
