@@ -69,7 +69,7 @@ def install(context: Context, program: Path, root: Path = Path("/")) -> Installe
     in place and a unit does not start.
     """
     context.require_local_root("installing units")
-    files = _plan(context.settings, program, root)
+    files = plan(context, program, root)
     running = systemd.is_running(root)
     with ExitStack() as undo:
         # What fails in undoing is not told: what made it necessary is.
@@ -79,31 +79,34 @@ def install(context: Context, program: Path, root: Path = Path("/")) -> Installe
             if not marked_files.is_there(path):
                 undo.callback(_each, [partial(marked_files.remove, path)])
             marked_files.write(path, MARK, body)
+        for link, _ in _links(root):
+            if not marked_files.is_there(link):
+                undo.callback(_each, [partial(_unlink, link)])
         if running:
             systemd.control("daemon-reload")
             systemd.control("enable", *UNITS)
         else:
-            _link(root, undo)
+            _link(root)
         undo.pop_all()
     if running:
         _start()
     return Installed(tuple(str(path) for path, _ in files), running, _notes(program))
 
 
-def _plan(settings: Settings, program: Path, root: Path) -> list[tuple[Path, str]]:
-    """Each file with its text. Raises Problems."""
+def plan(context: Context, program: Path, root: Path = Path("/")) -> list[tuple[Path, str]]:
+    """Each file with its text. Raises Unable, Usage; Problems, with a Taken for each file that is another's."""
+    context.require_local("installing units")
     words = {
-        "@macvm@": unit_file.command(str(program), _options(settings)),
-        "@state-dir@": unit_file.word(str(settings.state_dir)),
+        "@macvm@": unit_file.command(str(program), _options(context.settings)),
+        "@state-dir@": unit_file.word(str(context.state_dir)),
     }
     findings, files = Findings(), []
     for relative in _FILES:
         path = root / relative
         with findings.checking():
             if marked_files.is_there(path) and not marked_files.is_marked(path, MARK):
-                raise Taken(
-                    f"{path} is there already, and macvm did not write it", "move it away, or keep what it does"
-                )
+                hint = f"see `ls -l {path}`; move it away, and install again"
+                raise Taken(f"{path} is there already, and macvm did not write it", hint)
         text = resource("templates", "systemd", relative.name).read_text()
         for placeholder, value in words.items():
             text = text.replace(placeholder, value)
@@ -128,7 +131,7 @@ def _links(root: Path) -> list[tuple[Path, str]]:
     return [(root / systemd.WANTED / unit, f"/{systemd.UNITS / unit}") for unit in UNITS]
 
 
-def _link(root: Path, undo: ExitStack) -> None:
+def _link(root: Path) -> None:
     for link, target in _links(root):
         if _is_link(link, target):
             continue
@@ -137,7 +140,6 @@ def _link(root: Path, undo: ExitStack) -> None:
             link.symlink_to(target)
         except OSError as error:
             raise Unable(f"{link} cannot be made: {error.strerror}", f"see `ls -l {link}`") from error
-        undo.callback(link.unlink)
 
 
 def _is_link(link: Path, target: str) -> bool:
@@ -176,9 +178,8 @@ def _notes(program: Path) -> tuple[str, ...]:
 
 
 def install_lines(context: Context, program: Path, root: Path = Path("/")) -> list[str]:
-    """What `install` would do. Raises what it raises before it begins."""
-    context.require_local("installing units")
-    lines = [f"write {path}" for path, _ in _plan(context.settings, program, root)]
+    """What `install` would do. Raises what `plan` does."""
+    lines = [f"write {path}" for path, _ in plan(context, program, root)]
     if systemd.is_running(root):
         lines += ["systemctl daemon-reload", _systemctl("enable", *UNITS), _systemctl("restart", *UNITS)]
         return lines + [f"systemctl reload {unit}" for unit in _READERS if systemd.is_active(unit)]
@@ -255,7 +256,7 @@ def outlasts_boot(context: Context, root: Path = Path("/")) -> bool:
     unit = root / systemd.UNITS / BOOT_UNIT
     if not (marked_files.is_there(root / systemd.WANTED / BOOT_UNIT) and marked_files.is_marked(unit, MARK)):
         return False
-    found = _EXEC.search(unit.read_text())
+    found = _EXEC.search(unit.read_text(errors="replace"))
     return found is not None and found["options"] == "".join(
         f" {unit_file.argument(option)}" for option in _options(context.settings)
     )

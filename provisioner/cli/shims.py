@@ -121,11 +121,12 @@ def install(parent: str, dry_run: bool) -> None:
     """
     program = installing.find_program(sys.argv[0])
     with looking(libvirt=bool(parent)) if dry_run else changing(libvirt=bool(parent)) as (context, options):
-        lines = installing.install_lines(context, program)
         if dry_run:
+            lines = installing.install_lines(context, program)
             before = shim_preview.up(context, parent, ()) if parent else []
             click.echo("\n".join([*before, *lines]))
             return
+        installing.plan(context, program)
         made = shimming.up(context, parent) if parent else None
         done = installing.install(context, program)
     if made:

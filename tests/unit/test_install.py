@@ -360,6 +360,17 @@ def test_a_unit_that_cannot_be_enabled_undoes_all(root: Path, program: Path, run
     assert everything(root) == before
 
 
+def test_a_link_that_cannot_be_made_undoes_all(root: Path, program: Path) -> None:
+    (root / WANTS).mkdir()
+    (root / WANTS / "macvm-shims-watch.service").symlink_to("/etc/theirs.service")
+    before = everything(root)
+    with pytest.raises(
+        Unable, match=r"multi-user\.target\.wants/macvm-shims-watch\.service cannot be made: File exists"
+    ):
+        install.install(context(), program, root)
+    assert everything(root) == before
+
+
 def test_a_unit_that_does_not_start_is_named_and_stays(
     root: Path, program: Path, running: Callable[..., list[str]]
 ) -> None:
