@@ -81,7 +81,7 @@ def test_what_is_installed_brings_all_back_after_a_reboot_and_goes_without_a_tra
 def test_files_of_others_are_kept(own: KvmHost) -> None:
     own.sh(f"ln -s /dev/null {BOOT}; mkdir -p /etc/NetworkManager/conf.d; echo theirs > {FILES[3]}")
     before, state = etc(own), own.state()
-    found = complaints(own.macvm("shim", "install", status=4).stderr)
+    found = complaints(own.macvm("shim", "install", "eth0", status=4).stderr)
     assert [error.split(" is ")[0] for error, _ in found] == [BOOT, FILES[3]]
     own.macvm("shim", "install", "eth0", "--dry-run", status=4)
     assert f"{BOOT} stays: macvm did not write it" in own.macvm("shim", "uninstall").stderr

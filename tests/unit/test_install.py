@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import os
 import subprocess
 from collections.abc import Callable
@@ -247,6 +248,25 @@ def test_a_file_that_cannot_be_written_undoes_those_before(root: Path, program: 
     before = everything(root)
     with pytest.raises(Unable, match=r"90-macvm\.conf cannot be written"):
         install.install(context(), program, root)
+    assert everything(root) == before
+
+
+def test_folders_that_several_files_share_go_with_the_last(tmp_path: Path, program: Path) -> None:
+    root = tmp_path / "bare"
+    root.mkdir()
+    install.install(context(), program, root)
+    install.uninstall(context(), root)
+    assert everything(root) == {}
+
+
+def test_a_full_disk_leaves_no_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.mkstemp", full)
+    before = everything(root)
+    with pytest.raises(Unable, match="cannot be written: No space left on device"):
+        marked_files.write(root / "a/b/c", install.MARK, "")
     assert everything(root) == before
 
 
