@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
-from provisioner.actions import discovery, views
+from provisioner.actions import views
 from provisioner.actions.views import AddressView, MachineView, NicView
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, TimeUp
@@ -218,6 +218,9 @@ def get_address(context: Context, name: str) -> tuple[MachineView, Reached]:
 
 def wait_for_address(context: Context, name: str, timeout: float) -> tuple[MachineView, Reached]:
     """As `get_address`, as soon as one is known. Raises NotFound, and TimeUp after `timeout` seconds."""
+    # Most who reach a machine by name wait for nothing.
+    from provisioner.actions import discovery
+
     deadline = time.monotonic() + timeout
     hears = context.hypervisor.is_local and os.geteuid() == 0
     with contextlib.closing(discovery.Ears(context)) as ears:
