@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,9 @@ from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
 from provisioner.model.names import check_name
 from provisioner.model.nic import Address, Nic, check_usable
+
+#: Called with the UUID of a machine whose NICs are there, and which has not run an instruction.
+BeforeResume = Callable[[str], None]
 
 
 class Created(NamedTuple):
@@ -91,16 +94,16 @@ def check(context: Context, requests: Sequence[CreateRequest]) -> None:
     findings.finish()
 
 
-def create(context: Context, request: CreateRequest) -> Created:
+def create(context: Context, request: CreateRequest, before_resume: BeforeResume | None = None) -> Created:
     """Makes and starts a machine, or leaves nothing behind.
 
     Raises Problems from the plan, and what libvirt, the kernel or the disk refuse.
     """
     context.require_local_root("creating a VM")
-    return _begin(context, make_plan(context, request))
+    return _begin(context, make_plan(context, request), before_resume)
 
 
-def _begin(context: Context, plan: Plan) -> Created:
+def _begin(context: Context, plan: Plan, before_resume: BeforeResume | None) -> Created:
     """The second half of `create`: everything that changes something."""
     name, uuid = plan.machine.name, plan.machine.uuid
 
@@ -110,7 +113,7 @@ def _begin(context: Context, plan: Plan) -> Created:
         return Remains(name, uuid, plan.routes).facts()
 
     work = context.journal.begin_claiming("create", name, uuid, claim)
-    making = _Making(context, plan, work)
+    making = _Making(context, plan, work, before_resume)
     notes = carry_out(work, making.steps)
     return Created(name, uuid, (*plan.notes, *notes))
 
@@ -118,10 +121,11 @@ def _begin(context: Context, plan: Plan) -> Created:
 class _Making:
     """A create under way. `plan` changes where another on the LAN turns out to have an address that was claimed."""
 
-    def __init__(self, context: Context, plan: Plan, work: Work) -> None:
+    def __init__(self, context: Context, plan: Plan, work: Work, before_resume: BeforeResume | None) -> None:
         self.plan = plan
         self._context = context
         self._work = work
+        self._before_resume = before_resume
 
     def steps(self, undo: Undo) -> list[str]:
         context, work, machine = self._context, self._work, self.plan.machine
@@ -135,6 +139,8 @@ class _Making:
         if self.plan.start:
             with work.step("routes"):
                 notes += shims.ensure(context, self.plan.routes)
+            if self._before_resume:
+                self._before_resume(machine.uuid)
             with work.step("resume"):
                 context.hypervisor.resume(machine.uuid, machine.name)
         if self.plan.autostart:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from provisioner.actions import machines, preview, views, waiting
+from provisioner.actions import machines, preview, views
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
@@ -58,7 +59,12 @@ _PATH = click.Path(path_type=Path)
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
 @click.option("--autostart", is_flag=True, help="Start with the host.")
 @click.option(
-    "--wait", "wait_for", is_flag=False, flag_value="ping", metavar="[=ping]", help="Until the guest answers."
+    "--wait",
+    "wait_for",
+    is_flag=False,
+    flag_value="",
+    metavar="[=ip|ping|ssh]",
+    help="Until it has an address or answers; alone: ping, but ip for DHCP.",
 )
 @click.option("--timeout", type=words.SECONDS, default="120", help="How long --wait waits.  [120s]")
 @click.option("--console", is_flag=True, help="Open the serial console afterwards.")
@@ -76,8 +82,8 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         return
     wait_for, console = given.pop("wait_for"), given.pop("console")
     timeout = given.pop("timeout")
-    if wait_for not in (None, "ping"):
-        raise Usage(f"--wait={wait_for} is not known", "--wait or --wait=ping")
+    if wait_for and wait_for not in words.WAIT_FOR:
+        raise Usage(f"--wait={wait_for} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
     if console and count:
         raise Usage("--console and --count exclude one another", "open it later: macvm console NAME")
     if console and not dry_run:
@@ -86,28 +92,33 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         if not given["ssh_keys"] and context.settings.ssh_key:
             given["ssh_keys"] = [Path(context.settings.ssh_key).expanduser()]
         request = _request(machines.unused_name(context) if name is None else name, **given)
-        _check_wait(request, wait_for, console)
+        what = _what_to_wait_for(request, wait_for, console)
         requests = [request] if count is None else machines.numbered(request, count)
         if dry_run:
             for one in requests:
                 click.echo(preview.create(context, one))
             return
-        names = _create_all(context, requests)
-        if wait_for:
-            waiting.wait_for_ping(context, names, timeout)
+        names = _create_and_wait(context, requests, what, timeout) if what else _create_all(context, requests)
         _print(context, options, names, alone=count is None)
     if console:
         open_console(names[0])
 
 
-def _check_wait(request: CreateRequest, wait_for: str | None, console: bool) -> None:
-    if (wait_for or console) and not request.start:
+def _what_to_wait_for(request: CreateRequest, wait_for: str | None, console: bool) -> str:
+    """ "" for nothing. Raises Usage."""
+    if (wait_for is not None or console) and not request.start:
         raise Usage("--no-start leaves nothing to wait for", "leave --wait, --console or --no-start out")
-    if wait_for and not any(nic.addressing.static or nic.addressing.auto for nic in request.nics):
+    if wait_for is None:
+        return ""
+    told = [nic.addressing for nic in request.nics]
+    if any(one.static or one.auto for one in told):
+        return wait_for or "ping"
+    if not wait_for and not any(one.dhcp for one in told):
         raise Usage(
-            "--wait needs an address that macvm knows, and none is given",
-            "add --ip ADDRESS/LENGTH, or leave --wait out",
+            "--wait needs an address, and the guest is told none",
+            "add --ip ADDRESS/LENGTH or --ip dhcp; --wait=ip where the guest sets one itself; or leave --wait out",
         )
+    return wait_for or "ip"
 
 
 def _request(
@@ -169,7 +180,9 @@ def _request(
     )
 
 
-def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str]:
+def _create_all(
+    context: Context, requests: Sequence[CreateRequest], before_resume: machines.BeforeResume | None = None
+) -> list[str]:
     """One after the other. What was made before a failure stays, and is named."""
     names: list[str] = []
     told: set[str] = set()
@@ -178,7 +191,7 @@ def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str
         machines.check(context, requests)
     for request in requests:
         try:
-            made = machines.create(context, request)
+            made = machines.create(context, request, before_resume)
         except (MacvmError, KeyboardInterrupt) as error:
             if not names:
                 raise
@@ -192,6 +205,16 @@ def _create_all(context: Context, requests: Sequence[CreateRequest]) -> list[str
             if note not in told:
                 tell(f"note: {note}")
         told.update(made.notes)
+    return names
+
+
+def _create_and_wait(context: Context, requests: Sequence[CreateRequest], what: str, timeout: float) -> list[str]:
+    """What a guest says first is heard only by who listens before it runs."""
+    from provisioner.actions.waiting import Waiting
+
+    with contextlib.closing(Waiting(context)) as begun:
+        names = _create_all(context, requests, begun.listen)
+        begun.until(names, what, timeout)
     return names
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
 
 import click
 
-from provisioner.actions import images, machines, power, preview, waiting
+from provisioner.actions import images, machines, power, preview
 from provisioner.cli import render, words
 from provisioner.cli.base import Command, options_of
 from provisioner.cli.completion import machine_names
@@ -157,16 +158,25 @@ def open_console(name: str) -> None:
 
 @click.command(cls=Command)
 @click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=machine_names)
-@click.option("--for", "what", type=click.Choice(["ping"]), default="ping", help="What to wait for.  [ping]")
+@click.option(
+    "--for", "what", type=click.Choice(words.WAIT_FOR), default="ping", show_default=True, help="What to wait for."
+)
 @click.option("--timeout", type=words.SECONDS, default="60", help="How long.  [60s]")
 def wait(names: Sequence[str], what: str, timeout: float) -> None:
-    """Wait until VMs answer."""
-    with looking() as (context, options):
-        answered = waiting.wait_for_ping(context, names, timeout)
+    """Wait until VMs have an address, answer a ping, or greet as an SSH server.
+
+    Guests that DHCP or they themselves give their address are heard on their own NICs. Several are waited for side by
+    side. When the time is up: status 9, and the VMs stay as they are.
+    """
+    from provisioner.actions.waiting import Waiting
+
+    with looking(agents=True) as (context, options), contextlib.closing(Waiting(context)) as begun:
+        context.require_local("waiting for a VM")
+        answered = begun.until(names, what, timeout)
     if options.output == "json":
         render.print_json([{"name": name, "answered": what, "address": address} for name, address in answered.items()])
     elif options.output == "name":
         render.print_names(answered)
     else:
         for name, address in answered.items():
-            tell(f"{name} answers {what} at {address}")
+            tell(f"{name} is at {address}" if what == "ip" else f"{name} answers {what} at {address}")

@@ -47,3 +47,6 @@ def _label(text: str) -> tuple[str, str]:
 
 
 LABEL = Words("key=value", _label)
+
+#: What of a VM may be waited for.
+WAIT_FOR = ("ip", "ping", "ssh")

@@ -6,10 +6,16 @@ import contextlib
 import ipaddress
 import os
 import pwd
+import time
 from pathlib import Path
 
 from provisioner.host.commands import missing_tool, run
 from provisioner.model.nic import Address
+
+_SSH = 22
+
+#: The bytes within which a server is to name itself.
+_GREETING = 4096
 
 
 def memory_total() -> int:
@@ -68,6 +74,24 @@ def answers_ping(address: Address, seconds: float = 1.0) -> bool:
         raise missing_tool("ping") from error
     except subprocess.TimeoutExpired:
         return False
+
+
+def greets_as_ssh(address: Address, seconds: float = 1.0) -> bool:
+    """Whether TCP port 22 answers within `seconds` with a line that begins with `SSH-`; others may come before it
+    (RFC 4253, 4.2)."""
+    import socket
+
+    deadline, said = time.monotonic() + seconds, b"\n"
+    with contextlib.suppress(OSError), socket.create_connection((str(address), _SSH), timeout=seconds) as talk:
+        while len(said) < _GREETING and (left := deadline - time.monotonic()) > 0:
+            talk.settimeout(left)
+            more = talk.recv(_GREETING)
+            said += more
+            if b"\nSSH-" in said:
+                return True
+            if not more:
+                break
+    return False
 
 
 def password_hash(password: str) -> str:
