@@ -70,13 +70,22 @@ def _file_system(path: Path) -> str:
     return kind
 
 
+def _is_full(folder: Path) -> bool:
+    """Whether there is no room for the file of 32 KiB that SQLite maps into memory: without it, it says "I/O error"."""
+    try:
+        found = os.statvfs(folder)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < 1 << 15
+
+
 @contextlib.contextmanager
 def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "") or ""
-        if name.startswith("SQLITE_FULL"):
+        if name.startswith("SQLITE_FULL") or (name.startswith("SQLITE_IOERR") and _is_full(path.parent)):
             raise StoreFailed(f"no space left for the store {path}", f"free some space: df -h {path.parent}") from error
         if name.startswith(_DAMAGED):
             hint = f"move it away (VMs go on running), or put a copy back: {path}.v* are the ones macvm made"

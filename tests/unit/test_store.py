@@ -287,6 +287,40 @@ def test_a_full_disk_is_a_clear_error_and_the_store_stays_readable(tmp_path: Pat
     assert last == "sound"
 
 
+FULL_BEFORE = """
+import sys
+from pathlib import Path
+from provisioner.errors import MacvmError
+from provisioner.host.leases import NicClaim
+from provisioner.host.store import open_store
+
+folder = Path(sys.argv[1])
+open_store(folder).close()
+try:
+    with open(folder / "ballast", "ab", buffering=0) as file:
+        while file.write(b"x" * 512): pass
+except OSError:
+    pass
+try:
+    open_store(folder).claim("u", "web1", [NicClaim("52:54:00:00:00:01")])
+except MacvmError as error:
+    print(error.message, "|", error.hint)
+(folder / "ballast").unlink()
+assert open_store(folder).machines() == {}
+print("sound")
+"""
+
+
+def test_a_disk_that_was_full_before_is_said(tmp_path: Path, as_root: None) -> None:
+    """SQLite then cannot make the files beside the store, which it calls an I/O error."""
+    code = f'mount -t tmpfs -o size=768k none {tmp_path} && exec {sys.executable} -c "$0" {tmp_path}'
+    argv = ["unshare", "-m", "--propagation", "private", "sh", "-c", code, FULL_BEFORE]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    first, last = done.stdout.splitlines() or ["", done.stderr]
+    assert first == f"no space left for the store {tmp_path}/macvm.db | free some space: df -h {tmp_path}", done
+    assert last == "sound"
+
+
 def test_a_read_only_directory_is_said(public: Path) -> None:
     open_store(public).close()
     said = as_nobody(lambda: open_store(public))
