@@ -206,7 +206,9 @@ def _assigned(
 def _exhausted(leases: Leases, segment: Segment, subnets: Sequence[Subnet]) -> Taken:
     name = segment.network.name
     pools = " and ".join(f"{segment.pool(one).size} addresses in {one.given_out}" for one in subnets)
-    holders = sorted({holder for one in subnets for holder in leases.holders(name, str(one.subnet), limit=9)})
+    found = {holder for one in subnets for holder in leases.holders(name, str(one.subnet), limit=9)}
+    parent = segment.network.parent
+    holders = sorted(found | {holder for one in subnets for holder in leases.holders_beside(parent, segment.pool(one))})
     shown = ", ".join(holders[:8]) + (" and others" if len(holders) > 8 else "")
     said = f", held by {shown}" if holders else ""
     return Taken(

@@ -232,9 +232,14 @@ def _view(context: Context, network: Network, links: Links) -> NetworkView:
     store = context.reading_store
     assert store is not None  # it has the network
     used, segment = store.networks.used(network.name), segment_of(network)
-    subnets = []
+    bare = [(ipaddress.ip_address(lease.address), lease) for lease in store.leases(parent=network.parent, bare=True)]
+    subnets, leases = [], store.leases(network=network.name)
     for one in network.subnets:
-        size, held = segment.pool(one).size, used.get(str(one.subnet), 0)
+        pool = segment.pool(one)
+        # Held without a network, and so not to be given out.
+        beside = [lease for address, lease in bare if address in pool]
+        leases += beside
+        size, held = pool.size, used.get(str(one.subnet), 0) + len(beside)
         gateway, range_ = str(one.gateway) if one.gateway else None, str(one.range) if one.range else None
         subnets.append(SubnetView(str(one.subnet), gateway, range_, size, held, max(0, size - held)))
     parent = links.find(network.parent)
@@ -242,7 +247,6 @@ def _view(context: Context, network: Network, links: Links) -> NetworkView:
     macs = (
         {parent.mac, *(link.mac for link in links.on(parent)), *netlink.macs_behind(parent.index)} if parent else set()
     )
-    leases = store.leases(network=network.name)
     return NetworkView(
         name=network.name,
         parent=network.parent,

@@ -123,6 +123,12 @@ class Leases:
         )
         return [row["machine"] for row in self._db.execute(sql, (network, subnet, limit))]
 
+    def holders_beside(self, parent: str, pool: Pool) -> list[str]:
+        """Names of the machines that hold addresses of a pool without a network, on its parent."""
+        sql = "SELECT address, machine FROM leases JOIN macs USING (mac) WHERE parent = ? AND leases.network = ''"
+        rows = self._db.execute(sql, (parent,))
+        return [row["machine"] for row in rows if ipaddress.ip_address(row["address"]) in pool]
+
     def pick(self, network: str, parent: str, subnet: str, pool: Pool, avoid: Collection[Address] = ()) -> Pick | None:
         """The address that a network gives out next; None where the pool is exhausted. Changes nothing: it is held once
         it is claimed, with `advance`, in the same transaction. `avoid` are passed over this once.

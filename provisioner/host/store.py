@@ -211,11 +211,11 @@ class Store:
         """Of a name, or any."""
         return bool(self.rows("SELECT 1 FROM endpoints WHERE ? IN (name, '') LIMIT 1", (name,)))
 
-    def leases(self, *, network: str = "", owner: str = "", parent: str = "") -> list[Lease]:
-        """All of them, or those of a network, a machine or a parent: the oldest first."""
+    def leases(self, *, network: str = "", owner: str = "", parent: str = "", bare: bool = False) -> list[Lease]:
+        """All of them, or those of a network, a machine or a parent, or of no network: the oldest first."""
         asked = {"leases.network": network, "owner": owner, "parent": parent}
         given = {column: value for column, value in asked.items() if value}
-        where = " AND ".join(f"{column} = ?" for column in given)
+        where = " AND ".join([*(f"{column} = ?" for column in given), *["leases.network = ''"] * bare])
         sql = "SELECT leases.*, owner, machine FROM leases JOIN macs USING (mac)"
         rows = self.rows(f"{sql}{' WHERE ' if where else ''}{where} ORDER BY since, address", given.values())
         return [Lease(**{**dict(row), "served": bool(row["served"])}) for row in rows]

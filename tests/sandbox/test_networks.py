@@ -262,6 +262,20 @@ def test_several_at_once(lab: Lab) -> None:
         lab.macvm("delete", "--yes", "n-2", "m", "p-1", "p-2")
 
 
+def test_a_pool_that_machines_on_the_bare_parent_have(lab: Lab) -> None:
+    """An address is one of the LAN's, whoever gave it out."""
+    lab.macvm("create", "bare", "--ip", "192.0.2.120/24", "--no-start")
+    with lab.network_of("narrow", "--ip-range", "192.0.2.120/31"):
+        (subnet,) = lab.network("narrow")["subnets"]
+        assert (subnet["size"], subnet["used"], subnet["free"]) == (2, 1, 1)
+        assert lab.held("narrow") == {"192.0.2.120": "bare"}
+        lab.macvm("create", "x", "--network", "narrow", "--no-start")
+        error, _ = lab.refused("create", "y", "--network", "narrow", "--no-start", status=4)
+        assert error.endswith("2 addresses in 192.0.2.120/31, held by bare, x")
+        assert lab.held("narrow") == {"192.0.2.120": "bare", "192.0.2.121": "x"}
+        lab.macvm("delete", "--yes", "x", "bare")
+
+
 def test_a_pool_that_the_lan_has_all_of(lab: Lab) -> None:
     held = ("192.0.2.120/24", "192.0.2.121/24")
     with lab.lan_has(*held), lab.network_of("narrow", "--ip-range", "192.0.2.120/31"):
