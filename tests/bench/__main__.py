@@ -17,7 +17,7 @@ from statistics import median
 
 from provisioner.actions.sandbox import Sandbox, around
 from provisioner.errors import Unable
-from tests.bench import pools, sides, steps
+from tests.bench import pools, shims, sides, steps
 from tests.bench.turns import Side, take_turns
 
 
@@ -53,6 +53,8 @@ def measure(rounds: int) -> None:
     compare("macvm list, 100 domains", "ratio < 4 to virsh", 2 * rounds, listing)
     sides.define_machines(100, nics=2)
     compare("macvm nic list, 200 NICs", "ratio < 4.5", 2 * rounds, (sides.nic_list, sides.virsh_list))
+    for row in shims.rows(2 * rounds):
+        print_row((row.title, f"{row.ours:.0f}", "ip -batch", f"{row.theirs:.0f}", f"{row.ratio:.2f}", row.goal))
     print("\nwhere the time of macvm create goes, in ms")
     for name, spent in steps.breakdown(sides.CREATE, sides.remove_created, rounds):
         print(f"  {name:<22}{spent:8.1f}")
