@@ -56,13 +56,20 @@ def segment_of(network: Network) -> Segment:
     own = [interface for index, interface in everywhere if parent and index == parent.index]
     routes = [route for route in netlink.routes() if route.gateway]
     here = [route for route in routes if parent and route.device == parent.index and route.destination.prefixlen == 0]
+    # What the shim there has is one of the network's leases already.
+    shim = shims.find_shim(parent) if parent and any(_is_whole(one) for _, one in everywhere) else None
+    hosts = {interface.ip for index, interface in everywhere if shim is None or index != shim.index}
     return Segment(
         network,
-        reserved=frozenset({interface.ip for _, interface in everywhere} | {r.gateway for r in routes if r.gateway}),
+        reserved=frozenset(hosts | {r.gateway for r in routes if r.gateway}),
         subnets=tuple(interface.network for interface in own),
         gateways=tuple(route.gateway for route in here if route.gateway),
         dns=system.name_servers() if own else (),
     )
+
+
+def _is_whole(interface: Interface) -> bool:
+    return interface.network.prefixlen == interface.max_prefixlen and not interface.is_loopback
 
 
 def told_on(segment: Segment, asked: Addressing) -> Addressing:

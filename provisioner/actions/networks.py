@@ -17,7 +17,7 @@ from provisioner.host.leases import Lease
 from provisioner.host.netlink import Link
 from provisioner.host.networks import Conflict, in_use, network_exists
 from provisioner.model.mode import MacvtapMode
-from provisioner.model.names import check_name
+from provisioner.model.names import check_name, shim_mac
 from provisioner.model.network import (
     AnyNetwork,
     Network,
@@ -29,6 +29,7 @@ from provisioner.model.network import (
     overlap,
 )
 from provisioner.model.nic import Address, check_mtu
+from provisioner.model.shim import OWNER_PREFIX
 from provisioner.model.vlan import vlan_parent
 
 #: Addresses in the range that is proposed for a subnet that the LAN's DHCP server shares.
@@ -263,7 +264,9 @@ def _view(context: Context, network: Network, links: Links) -> NetworkView:
 
 
 def _mac(lease: Lease, parent: Link | None) -> str:
-    """An endpoint that shares its parent's MAC is known to the store by its kind and name."""
+    """An endpoint that shares its parent's MAC is known to the store by its kind and name, a shim by its networks."""
+    if lease.owner.startswith(OWNER_PREFIX) and parent:
+        return shim_mac(parent.mac)
     shared = lease.mac.startswith(("ipvlan:", "passthrough:"))
     return parent.mac if shared and parent else lease.mac
 

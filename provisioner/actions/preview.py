@@ -126,7 +126,8 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
             if nic.kind == "direct" and nic.device:
                 lines += _nic_lines(nic.device, None)
         for route in _routes(context, machine):
-            lines += shim_preview.shim_lines(route)
+            networked = str(route.address) in shim_preview.on_networks(context, route.parent)
+            lines += shim_preview.shim_lines(route, on_network=networked)
         lines.append(f"virsh resume {machine.name}")
     return lines
 

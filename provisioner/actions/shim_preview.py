@@ -13,15 +13,19 @@ from provisioner.model.nic import Address
 from provisioner.model.shim import Guest, To
 
 
-def shim_lines(route: shims.GuestRoute) -> list[str]:
-    """The `ip` and `sysctl` lines that make a route and its shim."""
+def shim_lines(route: shims.GuestRoute, *, on_network: bool = True) -> list[str]:
+    """The `ip` and `sysctl` lines that make a route and its shim. Nothing for a guest that the parent has no address to
+    reach from, unless it is on a network, which then has one for the shim."""
     parent = netlink.get_link(route.parent)
     source = shims.pinned_source(route.parent, route.address)
-    if source is None:
-        return []
     shim = shims.find_shim(parent)
     name = shim.name if shim else shim_name(parent.name)
     lines = [] if shim else shims.making_lines(parent)
+    if source is None and not on_network:
+        return []
+    if source is None:
+        # Which it will be is known once the LAN was asked.
+        return [*lines, f"# gives {name} an address of the network's pool, and a route to {route.address} from there"]
     family = f"ip -{source.version}"
     lines.append(f"{family} neigh replace {route.address} lladdr {route.mac} dev {name} nud permanent")
     if source.version == 6:
@@ -29,6 +33,12 @@ def shim_lines(route: shims.GuestRoute) -> list[str]:
     whole = f"{route.address}/{route.address.max_prefixlen}"
     route_words = f"{family} route add {whole} dev {name} src {source} proto {links.PROTOCOL}"
     return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
+
+
+def on_networks(context: Context, parent: str) -> set[str]:
+    """Addresses on a parent that networks gave out."""
+    leases = context.reading_store.leases(parent=parent) if context.reading_store else []
+    return {lease.address for lease in leases if lease.network}
 
 
 def unrouting_lines(context: Context, routes: Sequence[shims.GuestRoute]) -> list[str]:
@@ -68,9 +78,11 @@ def up(context: Context, parent: str, to: Sequence[To]) -> list[str]:
     store = context.reading_store
     guests = shims.guests_behind(store, link.name) if store else []
     guests += [Guest(one.address, one.mac) for one in to if one.address and one.mac]
+    making, networked = shims.making_lines(link), on_networks(context, link.name)
     for guest in guests:
         route = shims.GuestRoute(guest.address, guest.mac, link.name)
-        lines += [line for line in shim_lines(route) if line not in lines and line not in shims.making_lines(link)]
+        found = shim_lines(route, on_network=str(guest.address) in networked)
+        lines += [line for line in found if line not in lines and line not in making]
     asked = [str(one.block or one.address) for one in to if not one.mac]
     return [
         *lines,

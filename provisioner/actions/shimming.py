@@ -17,7 +17,7 @@ from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address
 from provisioner.model.reach import Place, Station, expected
-from provisioner.model.shim import To
+from provisioner.model.shim import To, unreachable
 
 
 class GuestView(NamedTuple):
@@ -183,6 +183,11 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
     routed = {one.address for one in have.routes} if have else set()
     foreign = {one.address: one.device for one in routing.foreign_routes(guest.address for guest in guests)}
     heard = {nic.mac: machine.name for machine in machines for nic in machine.nics}
+    outsiders = {guest.address for guest in unreachable(netlink.addresses(parent.index), guests)}
+    if store:
+        outsiders -= {
+            ipaddress.ip_address(lease.address) for lease in store.leases(parent=parent.name) if lease.network
+        }
     shown = []
     for guest in guests:
         owner = owners.get(str(guest.address))
@@ -190,7 +195,7 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
         if guest.address in foreign:
             reason = f"a route through {foreign[guest.address]} is there already"
         elif guest.address not in routed:
-            outside = shims.pinned_source(parent.name, guest.address) is None
+            outside = guest.address in outsiders
             reason = f"{parent.name} has no address in its subnet" if outside else "missing: macvm shim up"
         source = "lease" if owner else "wire" if guest.mac in heard else "told"
         owner = owner or heard.get(guest.mac)

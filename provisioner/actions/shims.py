@@ -8,7 +8,7 @@ address beside the parent.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from provisioner.context import Context
@@ -19,9 +19,9 @@ from provisioner.host.routing import ForeignRoute
 from provisioner.host.store import Store
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import shim_mac, shim_name
-from provisioner.model.nic import Address, Nic
+from provisioner.model.nic import Address, Interface, Nic
 from provisioner.model.reach import Place, Station, expected
-from provisioner.model.shim import Guest, ShimSet, source_for, unreachable, wanted
+from provisioner.model.shim import OWNER_PREFIX, Guest, ShimSet, source_for, unreachable, wanted
 
 _ALIAS = f"{links.MARK}shim:"
 
@@ -58,11 +58,13 @@ def is_served(nic: Nic) -> bool:
 
 
 def guest_routes(nic: Nic) -> list[GuestRoute]:
-    """What the host's side of a NIC wants: a route for each address that a shim can reach."""
+    """What the host's side of a NIC wants: a route for each address that a shim can reach. On a network the shim itself
+    gets an address where the parent has none."""
     if not is_served(nic):
         return []
-    addresses = [address for address in nic.addressing.addresses if pinned_source(nic.parent, address)]
-    return [GuestRoute(address, nic.mac, nic.parent) for address in addresses]
+    addresses = nic.addressing.addresses
+    reached = [address for address in addresses if nic.network or pinned_source(nic.parent, address)]
+    return [GuestRoute(address, nic.mac, nic.parent) for address in reached]
 
 
 def routes_of(store: Store, owner: str) -> list[GuestRoute]:
@@ -104,13 +106,15 @@ def reconcile(context: Context, parent: str) -> Outcome:
     that nothing is behind goes. A parent that is gone is fine: what was on it went with it."""
     link = netlink.find_link(parent)
     if link is None:
+        _give_back(context, parent, [])
         return Outcome([], [])
     with context.lock(_lock_name(parent)):
         guests = guests_behind(context.store, parent)
         own = netlink.addresses(link.index)
+        given = _given(context, link, own, guests)
         foreign = routing.foreign_routes(guest.address for guest in guests) if guests else []
         theirs = {one.address for one in foreign}
-        want = wanted(own, (guest for guest in guests if guest.address not in theirs))
+        want = wanted(own, (guest for guest in guests if guest.address not in theirs), given)
         shim = find_shim(link)
         if want:
             shim = _ensure_shim(link)
@@ -120,7 +124,24 @@ def reconcile(context: Context, parent: str) -> Outcome:
             routing.change(shim, ShimSet(), routing.read(shim))
         elif shim:
             links.remove(shim)
-        return Outcome(unreachable(own, guests), foreign)
+        _give_back(context, parent, own)
+        return Outcome(unreachable(own, guests, given), foreign)
+
+
+def _given(context: Context, parent: Link, own: Sequence[Interface], guests: Iterable[Guest]) -> list[Interface]:
+    """The shim's own addresses, for guests that the parent has none for."""
+    if not unreachable(own, guests):
+        return []
+    from provisioner.actions import shim_addresses
+
+    return shim_addresses.claim(context, parent.name, own, lambda: _ensure_shim(parent))
+
+
+def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
+    if context.store.leases(owner=OWNER_PREFIX + parent):
+        from provisioner.actions import shim_addresses
+
+        shim_addresses.give_back(context, parent, own)
 
 
 def guests_behind(store: Store, parent: str) -> list[Guest]:

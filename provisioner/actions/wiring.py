@@ -282,5 +282,5 @@ def note_reachability(nic: Nic, notes: list[str], who: str) -> None:
     if not without_hairpin.unicast:
         notes.append(f"{who} reaches the host and its neighbours by way of the switch: {without_hairpin.reason}")
     for address in nic.addressing.addresses:
-        if shims.pinned_source(nic.parent, address) is None:
+        if not nic.network and shims.pinned_source(nic.parent, address) is None:
             notes.append(f"no route from this host to {address}: {nic.parent} has no address in its subnet")

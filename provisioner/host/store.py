@@ -231,8 +231,9 @@ class Store:
         return found[0]["machine"] if found else None
 
     def machines(self) -> dict[str, str]:
-        """UUID to name of every machine that holds a MAC: what is known while libvirt cannot be asked."""
-        sql = "SELECT DISTINCT owner, machine FROM macs WHERE owner NOT LIKE 'endpoint/%'"
+        """UUID to name of every machine that holds a MAC: what is known while libvirt cannot be asked. What else holds
+        one, an endpoint or a shim, has a slash in its owner's word."""
+        sql = "SELECT DISTINCT owner, machine FROM macs WHERE owner NOT LIKE '%/%'"
         return {row["owner"]: row["machine"] for row in self.rows(sql)}
 
     # files that macvm made

@@ -17,6 +17,9 @@ from provisioner.errors import Usage
 from provisioner.model.names import Mac, printable
 from provisioner.model.nic import Address, Interface, parse_address
 
+#: What the owner of a shim's own leases begins with; its parent follows. A machine's UUID has no slash.
+OWNER_PREFIX = "shim/"
+
 #: The shortest prefix of a block that is asked for address by address.
 _LARGEST_BLOCK = 22
 

@@ -16,6 +16,7 @@ from provisioner.host import links, netlink, routing
 from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, shim_mac, shim_name
+from provisioner.model.network import AnyNetwork, Network, Subnet
 from provisioner.model.shim import Guest, ShimSet, wanted
 from tests.netns.conftest import ip
 
@@ -271,3 +272,80 @@ def test_removing_what_is_gone_is_fine() -> None:
     links.remove(made)
     gone = wanted([ipaddress.ip_interface("192.0.2.2/24")], [Guest(ipaddress.ip_address("192.0.2.11"), MAC1)])
     routing.change(netlink.get_link("eth0"), ShimSet(), gone)
+
+
+# --- parents without an address there --------------------------------------------------------------------------------
+
+FAR4, FAR6 = ipaddress.ip_network("198.51.100.0/29"), ipaddress.ip_network("2001:db8:1::/64")
+
+
+def network(context: Context, name: str = "far", subnets: tuple[AnyNetwork, ...] = (FAR4, FAR6)) -> None:
+    context.store.networks.add(Network(name, "eth0", subnets=tuple(Subnet(one) for one in subnets)))
+
+
+def on_network(context: Context, owner: str, mac: str, *addresses: str, network: str = "far") -> list[GuestRoute]:
+    claims = tuple(LeaseClaim("eth0", address) for address in addresses)
+    context.store.claim(owner, owner, [NicClaim(mac, claims, network=network)])
+    return [route(address, mac) for address in addresses]
+
+
+def of_shim(context: Context) -> dict[str, str]:
+    """Address to network."""
+    return {lease.address: lease.network for lease in context.store.leases(owner="shim/eth0")}
+
+
+def test_a_shim_speaks_from_an_address_of_its_own_where_the_parent_has_none(context: Context) -> None:
+    network(context)
+    guests = on_network(context, "web1", MAC1, "198.51.100.1", "2001:db8:1::11")
+    assert shims.ensure(context, guests) == []
+    given = of_shim(context)
+    assert given == {"198.51.100.2": "far", "2001:db8:1::1": "far"}
+    shim = netlink.get_link("mv-eth0")
+    assert {str(one) for one in netlink.addresses(shim.index)} == {"198.51.100.2/32", "2001:db8:1::1/128"}
+    for guest, source in (("198.51.100.1", "198.51.100.2"), ("2001:db8:1::11", "2001:db8:1::1")):
+        taken = ip("route get", guest)[0]
+        assert (taken["dev"], taken["prefsrc"]) == ("mv-eth0", source)
+    before = everything()
+    assert shims.ensure(context, guests) == []
+    assert everything() == before
+    assert of_shim(context) == given
+    assert "shim/eth0" not in context.store.machines()
+
+
+def test_it_goes_with_the_last_guest_that_needs_it(context: Context) -> None:
+    before = everything()
+    network(context)
+    network(context, "near", (ipaddress.ip_network("203.0.113.0/24"),))
+    first = on_network(context, "web1", MAC1, "198.51.100.1")
+    second = on_network(context, "web2", MAC2, "203.0.113.9", network="near")
+    shims.ensure(context, [*first, *second])
+    assert of_shim(context) == {"198.51.100.2": "far", "203.0.113.1": "near"}
+    context.store.release("web1")
+    shims.release(context, first)
+    assert of_shim(context) == {"203.0.113.1": "near"}
+    context.store.networks.remove("far")
+    context.store.release("web2")
+    shims.release(context, second)
+    assert of_shim(context) == {}
+    assert everything() == before
+
+
+def test_it_goes_once_the_parent_has_an_address_or_is_gone(context: Context) -> None:
+    network(context)
+    guests = on_network(context, "web1", MAC1, "198.51.100.1", "2001:db8:1::11")
+    shims.ensure(context, guests)
+    ip("addr add 198.51.100.6/29 dev eth0")
+    shims.ensure(context, guests)
+    assert of_shim(context) == {"2001:db8:1::1": "far"}
+    assert ip("route get 198.51.100.1")[0]["prefsrc"] == "198.51.100.6"
+    ip("link del eth0")
+    context.store.release("web1")
+    shims.release(context, guests)
+    assert of_shim(context) == {}
+
+
+def test_a_pool_without_room_for_it_is_a_note(context: Context) -> None:
+    network(context, subnets=(ipaddress.ip_network("198.51.100.0/32"),))
+    (note,) = shims.ensure(context, on_network(context, "web1", MAC1, "198.51.100.0"))
+    assert note.startswith("no route to 198.51.100.0: eth0 has no address in its subnet")
+    assert of_shim(context) == {}

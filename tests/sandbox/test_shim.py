@@ -168,3 +168,52 @@ def test_dry_runs_change_nothing_and_say_the_lines(container: KvmHost) -> None:
     with container.unchanged():
         assert container.macvm("shim", "down", "--dry-run").stdout == "ip link del mv-eth0\n"
         assert "ip route del 192.0.2.40" in container.macvm("shim", "forget", "192.0.2.40", "--dry-run").stdout
+
+
+def own(host: KvmHost) -> list[tuple[str, str]]:
+    """Addresses of the network `far` that shims hold, with their MACs."""
+    leases = host.json("network", "show", "far")["leases"]
+    return [(one["address"], one["mac"]) for one in leases if one["owner"] == "shim eth0"]
+
+
+def test_a_parent_without_an_address_there_speaks_from_its_shims(host: KvmHost) -> None:
+    host.sh("ip addr add 198.51.100.2/24 dev eth0", node=host.lan)
+    try:
+        with host.unchanged():
+            subnets = ["--subnet", "198.51.100.0/24", "--subnet", "2001:db8:1::/64"]
+            host.macvm("network", "create", "far", "--parent", "eth0", *subnets)
+            words = ["create", "guest", "--network", "far", "--ip", "198.51.100.1", "--ip", "2001:db8:1::11"]
+            assert (
+                "gives mv-eth0 an address of the network's pool" in host.macvm("endpoint", *words, "--dry-run").stdout
+            )
+            assert "no route" not in host.macvm("endpoint", *words).stderr
+            assert host.json("network", "show", "far")["subnets"][0]["free"] == 254 - 2
+            (v4, mac), (v6, _) = sorted(own(host), key=lambda one: ":" in one[0])
+            assert (v4, mac) == ("198.51.100.3", status(host)["mac"]), "a LAN peer has 198.51.100.2"
+            for address in ("198.51.100.1", "2001:db8:1::11"):
+                assert " 0% packet loss" in host.sh(f"ping -c2 -W2 {address}")
+            for address in (v4, v6):
+                assert " 0% packet loss" in host.sh(f"macvm endpoint exec guest -- ping -c2 -W2 {address}")
+            assert [one["reason"] for one in status(host)["guests"]] == ["", ""]
+            host.macvm("gc")
+            assert len(own(host)) == 2
+            host.macvm("endpoint", "delete", "guest")
+            assert own(host) == []
+            host.macvm("network", "delete", "--yes", "far")
+    finally:
+        host.sh("ip addr del 198.51.100.2/24 dev eth0", node=host.lan)
+
+
+def test_a_parent_without_any_address(host: KvmHost) -> None:
+    host.sh("ip link add lan1 type veth peer name lan1p; ip link set lan1 up; ip link set lan1p up")
+    try:
+        host.macvm("network", "create", "far", "--parent", "lan1", "--subnet", "198.51.100.0/24")
+        host.macvm("endpoint", "create", "guest", "--network", "far", "--ip", "198.51.100.9")
+        assert " 0% packet loss" in host.sh("ping -c2 -W2 198.51.100.9")
+        host.sh("macvm shim down lan1 && macvm shim up lan1")
+        assert " 0% packet loss" in host.sh("ping -c2 -W2 198.51.100.9")
+        host.macvm("shim", "down", "lan1")
+        host.macvm("endpoint", "delete", "guest")
+        host.macvm("network", "delete", "--yes", "far")
+    finally:
+        host.sh("ip link del lan1")
