@@ -132,7 +132,8 @@ def test_a_network(host: KvmHost) -> None:
     host.create("one", "--network", "lan", "--no-start", "--quiet")
     (listed,) = valid(host.json("network", "list"), "network-list.json")
     assert listed == valid(host.json("network", "show", "lan"), "network-show.json")
-    assert [lease["owner"] for lease in listed["leases"]] == ["one", "one"]
+    # The last without a network, on the same LAN and in the same pool.
+    assert [lease["owner"] for lease in listed["leases"]] == ["one", "one", "full"]
     assert listed["reserved"] == {"printer": "192.0.2.201"}
     assert valid(host.json("network", "up"), "network-up.json") == {"made": []}
     (nic,) = valid(host.json("show", "one"), "show.json")["nics"]
