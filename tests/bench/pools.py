@@ -41,7 +41,7 @@ def rows(rounds: int) -> Iterator[Row]:
             yield _row(f"one address, {title}", stores, _give_one, 20 * rounds, _take_back)
     with ExitStack() as stack:
         stores = [_filled(stack, size, first_round=True) for size in SIZES]
-        yield _row("all leases of a network", stores, lambda store: store.leases("lan"), rounds)
+        yield _row("all leases of a network", stores, lambda store: store.leases(network="lan"), rounds)
         yield _row("their number", stores, lambda store: store.networks.used("lan"), rounds)
 
 
