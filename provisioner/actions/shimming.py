@@ -11,7 +11,7 @@ from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.views import MachineView, NicView
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
-from provisioner.errors import NotFound, Taken, Usage
+from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import netlink, routing, wire
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
@@ -178,6 +178,10 @@ def status(context: Context, parent: str = "") -> list[ShimView]:
 def status_of(context: Context, parent: Link, host: Links, machines: Sequence[MachineView]) -> ShimView:
     shim, store = shims.find_shim(parent), context.reading_store
     guests = shims.guests_behind(store, parent.name) if store else []
+    away = shims.vepa_macs(store, parent) if store else set()
+    away |= {nic.mac for machine in machines for nic in machine.nics if nic.parent == parent.name and _is_vepa(nic)}
+    hairpin = not away or _sends_back(parent)
+    guests = [guest for guest in guests if hairpin or guest.mac not in away]
     owners = {lease.address: lease.machine for lease in store.leases(parent=parent.name)} if store else {}
     have = routing.read(shim) if shim else None
     routed = {one.address for one in have.routes} if have else set()
@@ -206,24 +210,36 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
         mac=shim.mac if shim else None,
         up=bool(shim and shim.up),
         guests=tuple(shown),
-        unreached=tuple(_unreached(parent, machines, {guest.mac for guest in guests})),
+        unreached=tuple(_unreached(parent, machines, {guest.mac for guest in guests}, hairpin)),
     )
 
 
-def _unreached(parent: Link, machines: Iterable[MachineView], served: set[str]) -> list[UnreachedView]:
+def _is_vepa(nic: NicView) -> bool:
+    return (nic.kernel_mode or nic.mode) == MacvtapMode.VEPA.value
+
+
+def _sends_back(parent: Link) -> bool:
+    """Who may not ask the switch takes it to do so."""
+    try:
+        return shims.sends_back(parent)
+    except Unable:
+        return True
+
+
+def _unreached(parent: Link, machines: Iterable[MachineView], served: set[str], hairpin: bool) -> list[UnreachedView]:
     found = []
     for machine in machines:
         for nic in machine.nics:
             mode = nic.kernel_mode or nic.mode
             if nic.parent == parent.name and mode and nic.mac not in served:
-                reason = f"{machine.name} is off" if machine.state == "off" else _why(nic, mode, parent.name)
+                reason = f"{machine.name} is off" if machine.state == "off" else _why(nic, mode, parent.name, hairpin)
                 found.append(UnreachedView(machine.name, nic.mac, mode, reason))
     return found
 
 
-def _why(nic: NicView, mode: str, parent: str) -> str:
+def _why(nic: NicView, mode: str, parent: str, hairpin: bool) -> str:
     if mode in {one.value for one in MacvtapMode}:
-        verdict = expected(Station(Place.HOST, parent), Station(MacvtapMode(mode), parent), hairpin=True)
+        verdict = expected(Station(Place.HOST, parent), Station(MacvtapMode(mode), parent), hairpin)
         if not verdict.unicast:
             return verdict.reason
     elif mode == "source":

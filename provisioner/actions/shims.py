@@ -39,6 +39,9 @@ _SYSCTLS = (
 )
 
 
+_TOLD_VEPA = "SELECT mac FROM macs WHERE told <> '' AND json_extract(told, '$.mode') = 'vepa'"
+
+
 class GuestRoute(NamedTuple):
     """A guest's address, the MAC it is at, and the parent it is behind."""
 
@@ -109,7 +112,7 @@ def reconcile(context: Context, parent: str) -> Outcome:
         _give_back(context, parent, [])
         return Outcome([], [])
     with context.lock(_lock_name(parent)):
-        guests = guests_behind(context.store, parent)
+        guests = reached_behind(context.store, link)
         own = netlink.addresses(link.index)
         given = _given(context, link, own, guests)
         foreign = routing.foreign_routes(guest.address for guest in guests) if guests else []
@@ -120,7 +123,7 @@ def reconcile(context: Context, parent: str) -> Outcome:
             shim = _ensure_shim(link)
             have = routing.read(shim)
             routing.change(shim, want - have, have - want)
-        elif shim and (guests or parent in context.store.others.held()):
+        elif shim and (guests_behind(context.store, parent) or parent in context.store.others.held()):
             routing.change(shim, ShimSet(), routing.read(shim))
         elif shim:
             links.remove(shim)
@@ -142,6 +145,29 @@ def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
         from provisioner.actions import shim_addresses
 
         shim_addresses.give_back(context, parent, own)
+
+
+def reached_behind(store: Store, parent: Link) -> list[Guest]:
+    """Of `guests_behind`, those that a shim reaches: what it sends to a VEPA guest goes by way of the switch."""
+    guests = guests_behind(store, parent.name)
+    away = vepa_macs(store, parent) if guests else set()
+    if any(guest.mac in away for guest in guests) and not sends_back(parent):
+        return [guest for guest in guests if guest.mac not in away]
+    return guests
+
+
+def vepa_macs(store: Store, parent: Link) -> set[str]:
+    """MACs of the guests in VEPA mode: as the kernel has it, else as they were told."""
+    modes = {link.mac: link.mode for link in netlink.links() if link.lower == parent.index and link.mode}
+    told = {row["mac"] for row in store.rows(_TOLD_VEPA)}
+    return {mac for mac, mode in modes.items() if mode == "vepa"} | (told - modes.keys())
+
+
+def sends_back(parent: Link) -> bool:
+    """Whether the switch sends frames back to a parent, as far as it can be asked. Raises Unable without rights."""
+    from provisioner.host import hairpin  # for the rare VEPA guest
+
+    return not parent.up or not parent.carrier or hairpin.is_on(parent.name)
 
 
 def guests_behind(store: Store, parent: str) -> list[Guest]:

@@ -130,6 +130,8 @@ def test_vepa_reaches_the_host_and_its_neighbours_by_a_switch_that_sends_back(ho
     create(host, "bob", "--ip", "192.0.2.42/24")
     assert not pings(host, "alice", "192.0.2.42")
     with hairpin(host):
+        # Whatever changes on that parent has the switch asked again.
+        create(host, "carol", "--ip", "192.0.2.43/24")
         assert pings(host, "host", "192.0.2.41")
         assert pings(host, "alice", "192.0.2.42")
 

@@ -217,3 +217,26 @@ def test_a_parent_without_any_address(host: KvmHost) -> None:
         host.macvm("network", "delete", "--yes", "far")
     finally:
         host.sh("ip link del lan1")
+
+
+def test_a_vepa_guest_is_reached_as_far_as_the_switch_sends_back(host: KvmHost) -> None:
+    try:
+        with host.unchanged():
+            host.macvm("endpoint", "create", "mirror", "--mode", "vepa", "--ip", "192.0.2.51/24")
+            found = status(host)
+            assert found["guests"] == []
+            assert [(one["owner"], one["mode"]) for one in found["unreached"]] == [("mirror", "vepa")]
+            assert "turn hairpin on" in found["unreached"][0]["reason"]
+            assert "192.0.2.51" not in host.sh("ip route; ip neigh show nud permanent")
+            host.sh("macvm sandbox hairpin on")
+            (guest,) = status_up(host)["guests"]
+            assert (guest["address"], guest["owner"], guest["route"]) == ("192.0.2.51", "mirror", True)
+            assert status(host)["unreached"] == []
+            assert " 0% packet loss" in host.sh("ping -c2 -W2 192.0.2.51")
+            host.sh("macvm sandbox hairpin off")
+            assert status_up(host)["guests"] == []
+            assert "192.0.2.51" not in host.sh("ip route; ip neigh show nud permanent")
+            host.macvm("endpoint", "delete", "mirror")
+            host.macvm("shim", "down")
+    finally:
+        host.nodes.hairpin(False)
