@@ -212,7 +212,8 @@ def _assigned(
 
 def _exhausted(leases: Leases, segment: Segment, subnets: Sequence[Subnet]) -> Taken:
     name = segment.network.name
-    pools = " and ".join(f"{segment.pool(one).size} addresses in {one.given_out}" for one in subnets)
+    sizes = {one.given_out: segment.pool(one).size for one in subnets}
+    pools = " and ".join(f"{size} address{'' if size == 1 else 'es'} in {where}" for where, size in sizes.items())
     found = {holder for one in subnets for holder in leases.holders(name, str(one.subnet), limit=9)}
     parent = segment.network.parent
     holders = sorted(found | {holder for one in subnets for holder in leases.holders_beside(parent, segment.pool(one))})
@@ -220,7 +221,7 @@ def _exhausted(leases: Leases, segment: Segment, subnets: Sequence[Subnet]) -> T
     said = f", held by {shown}" if holders else ""
     return Taken(
         f"the pool of the network {name} is exhausted: {pools}{said}",
-        f"delete one of them, or make a network with more room; all holders: macvm network show {name}",
+        f"{'delete one of them, or ' if holders else ''}make a network with more room; see macvm network show {name}",
     )
 
 

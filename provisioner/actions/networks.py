@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from provisioner.actions import probing, vlans
-from provisioner.actions.addresses import Segment, get_network, segment_of
+from provisioner.actions.addresses import get_network, segment_of
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
@@ -90,7 +90,7 @@ def create(context: Context, request: NetworkRequest) -> NetworkView:
     """Raises Problems with everything that stands in the way; Taken, Unable from the kernel, and nothing is left."""
     context.require_local_root("making a network")
     network = plan(context, request)
-    with context.lock(_lock_name(network.parent)):
+    with context.lock(vlans.lock_name(network.parent)):
         context.store.networks.add(network)
         try:
             vlans.ensure(context, network.parent)
@@ -98,10 +98,6 @@ def create(context: Context, request: NetworkRequest) -> NetworkView:
             context.store.networks.remove(network.name)
             raise
     return show(context, network.name)
-
-
-def _lock_name(parent: str) -> str:
-    return f"parent {parent}"
 
 
 def plan(context: Context, request: NetworkRequest) -> Network:
@@ -199,7 +195,7 @@ def _propose(
 
 
 def _check_room(network: Network) -> None:
-    segment = Segment(network)
+    segment = segment_of(network)
     for subnet in network.subnets:
         if segment.pool(subnet).size == 0:
             raise Usage(f"{subnet.given_out} has no address left for a guest", "choose a larger --ip-range or --subnet")
@@ -277,7 +273,7 @@ def delete(context: Context, names: Iterable[str]) -> list[str]:
     context.require_local_root("deleting a network")
     doomed = [check_delete(context, name) for name in dict.fromkeys(names)]
     for network in doomed:
-        with context.lock(_lock_name(network.parent)):
+        with context.lock(vlans.lock_name(network.parent)):
             context.store.networks.remove(network.name)
             if not any(other.parent == network.parent for other in context.store.networks.all()):
                 vlans.release(context, network.parent)
@@ -302,7 +298,7 @@ def up(context: Context) -> list[str]:
     context.require_local_root("bringing networks up")
     findings, made = Findings(), []
     for parent, names in _by_parent(context.store.networks.all()).items():
-        with findings.checking(), context.lock(_lock_name(parent)):
+        with findings.checking(), context.lock(vlans.lock_name(parent)):
             try:
                 if vlans.ensure(context, parent):
                     made.append(parent)

@@ -145,16 +145,30 @@ def plan_change(context: Context, name: str, wanted: str | None, asked: Change) 
 def _rewired(context: Context, before: Nic, asked: Change, there: Surroundings) -> Nic:
     """On another network all is the network's; on another parent it leaves its network."""
     if asked.network is None:
+        _check_mode_is_its_own(context, before, asked)
         mode, name = asked.mode or before.mode, asked.parent or before.parent
         parent = check_parent(there.links, name, mode, None, take=asked.take_parent).name
         network = before.network if parent == before.parent else ""
         return before._replace(mode=mode, parent=parent, network=network)
+    if asked.network == before.network and asked.addressing is None:
+        hint = "--ip auto takes another address of it, --replug plugs the NIC in again"
+        raise Usage(f"{before.mac} is on the network {asked.network} already", hint)
     wanted = NicRequest(asked.mode, asked.parent or "", network=asked.network, addressing=Addressing(auto=True))
     network_ = there.segment(context, asked.network).network
     nic = on_network(there, wanted, network_, take_parent=asked.take_parent)
     # One that came from the network before goes with it.
     mtu = nic.mtu if before.network else nic.mtu or before.mtu
     return nic._replace(mac=before.mac, model=before.model, mtu=mtu)
+
+
+def _check_mode_is_its_own(context: Context, before: Nic, asked: Change) -> None:
+    """As when the NIC was attached: on a network the mode is the network's."""
+    store = context.reading_store
+    network = store.networks.find(before.network) if store and before.network else None
+    leaves = asked.parent is not None and asked.parent != before.parent
+    if network and asked.mode not in (None, network.mode) and not leaves:
+        hint = "make a network for it (macvm network create), and move it there with --network"
+        raise Usage(f"--mode is decided by the network {network.name}: {network.mode.value}", hint)
 
 
 def _changes_live(before: Nic, after: Nic) -> bool:

@@ -25,6 +25,9 @@ from provisioner.model.nic import Address, Nic
 
 _ALIAS = f"{links.MARK}probe:"
 
+#: So many addresses in use are no chance: one that answers for a whole block would be asked for ever.
+_MOST_CONFLICTS = 32
+
 #: The words of `--probe`, and no probe at all.
 PACES: Mapping[str, wire.Pace | None] = {"fast": wire.FAST, "rfc": wire.RFC, "no": None}
 
@@ -186,6 +189,8 @@ def hear(
     notes, avoid = list(question.notes), set[Address]()
     while found:
         avoid |= {one.address for one in found}
+        if len(avoid) > _MOST_CONFLICTS:
+            raise _everything_answers(found)
         record(context, found)
         refuse_given(found)
         with work.step("others"):
@@ -197,6 +202,15 @@ def hear(
         with contextlib.closing(Question(context, work, changed, pace)) as again:
             found = again.answers()
     return notes
+
+
+def _everything_answers(found: Sequence[InUse]) -> Taken:
+    macs = sorted({one.mac for one in found})
+    return Taken(
+        f"the LAN has every one of {_MOST_CONFLICTS} addresses in a row that {found[0].nic.network} would give out, "
+        f"the last at {', '.join(macs[:4])}",
+        "does a router answer for all of them (proxy ARP)? then say --no-probe; or choose another --ip-range",
+    )
 
 
 def _claiming(claim_others: ClaimOthers, found: Sequence[InUse], avoid: Collection[Address]) -> Claim:

@@ -22,6 +22,11 @@ _ALIAS = f"{links.MARK}vlan:"
 _SYSCTLS = (("ipv6/conf/{}/addr_gen_mode", "1"), ("ipv6/conf/{}/autoconf", "0"), ("ipv6/conf/{}/accept_ra", "0"))
 
 
+def lock_name(parent: str) -> str:
+    """Of the lock that is held while a parent's link and the networks on it change."""
+    return f"parent {parent}"
+
+
 def check(host: Links, vlan: VlanParent) -> Link:
     """The link that a VLAN's link can be made on. Changes nothing.
 
@@ -131,10 +136,14 @@ def removing_lines(context: Context, parent: str) -> list[str]:
 
 def clear(context: Context) -> list[str]:
     """Removes the links that macvm made and no network is on: of a macvm that was killed. Returns their names."""
-    store = context.store
-    wanted = {network.parent for network in store.networks.all()}
-    left = [link for link in netlink.links() if link.alias.startswith(_ALIAS) and link.name not in wanted]
-    return [link.name for link in left if release(context, link.name)]
+    gone = []
+    for link in [link for link in netlink.links() if link.alias.startswith(_ALIAS)]:
+        # Looked at under the lock: `network create` makes the row first and the link then.
+        with context.lock(lock_name(link.name)):
+            wanted = any(network.parent == link.name for network in context.store.networks.all())
+            if not wanted and release(context, link.name):
+                gone.append(link.name)
+    return gone
 
 
 def _find(host: Links, parent: str) -> Link | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from provisioner.actions import endpoint_views
 from provisioner.actions.endpoint_views import EndpointView
@@ -16,7 +17,7 @@ from provisioner.cli.base import group
 from provisioner.cli.completion import endpoint_names, network_names
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.words import Words
-from provisioner.errors import MacvmError
+from provisioner.errors import MacvmError, Usage
 from provisioner.model.endpoint import IpvlanMode, MacvlanMode
 from provisioner.model.nic import parse_addressing
 
@@ -56,9 +57,7 @@ def endpoint() -> None:
 @click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server for exec and shell.")
 @click.option("--mac", type=parameters.MAC, help="Default: macvm chooses.")
 @click.option("--mtu", type=parameters.MTU, help="In bytes, at most the parent's.")
-@click.option(
-    "--netns", default="", metavar="PID|NAME", help="Into this namespace, a running container's say; delete leaves it."
-)
+@click.option("--netns", metavar="PID|NAME", help="Into this namespace, a running container's say; delete leaves it.")
 @click.option("--no-shim", is_flag=True, help="Leave the host's side alone: the host will not reach the endpoint.")
 @parameters.probe_options
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
@@ -71,6 +70,14 @@ def create(name: str, ipvlan: str | None, dry_run: bool, **given: Any) -> None:
     """
     from provisioner.actions.endpoint_plan import EndpointRequest
 
+    for option in ("netns", "network", "parent"):
+        # What `--netns "$(…)"` says when the command in it failed is not "make one".
+        if (
+            given[option] == ""
+            and click.get_current_context().get_parameter_source(option) is ParameterSource.COMMANDLINE
+        ):
+            raise Usage(f"--{option} is empty", "name one, or leave the option out")
+        given[option] = given[option] or ""
     ip = given.pop("ip") or (() if given["network"] else ("none",))
     addressing = parse_addressing(ip, given.pop("gateway"), given.pop("dns"), network=bool(given["network"]))
     request = EndpointRequest(

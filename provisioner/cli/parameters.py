@@ -112,6 +112,8 @@ def first_nic(
     network: str | None = None,
 ) -> NicRequest | None:
     """The NIC that the plain options describe; None where none of them is given."""
+    if network == "" or parent == "":
+        raise Usage(f"--{'network' if network == '' else 'parent'} is empty", "name one, or leave the option out")
     if not (mode or parent or ip or gateway or dns or mac or mtu or network):
         return None
     from provisioner.actions.request import NicRequest

@@ -11,7 +11,7 @@ import ipaddress
 import socket
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from provisioner.errors import MacvmError, Unable
 from provisioner.host import netlink
@@ -31,6 +31,9 @@ _PERMANENT, _PROXY = 0x80, 0x08
 #: What "there already" and "gone already" are in these messages' answers.
 _THERE = frozenset({errno.EEXIST})
 _GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.EADDRNOTAVAIL, errno.ENODEV})
+
+
+_T = TypeVar("_T")
 
 
 class RoutingFailed(MacvmError):
@@ -100,8 +103,14 @@ def change(shim: Link, add: ShimSet, remove: ShimSet) -> None:
     _apply(changes)
 
 
-def _ordered(values: Iterable[object]) -> list:  # type: ignore[type-arg]
-    return sorted(values, key=lambda value: (str(type(value)), str(value)))
+def _ordered(values: Iterable[_T]) -> list[_T]:
+    """The same each time, whatever the set's own order."""
+    return sorted(values, key=_sort_key)
+
+
+def _sort_key(value: object) -> tuple[int, int]:
+    address = value if isinstance(value, Address) else value.address  # type: ignore[attr-defined]
+    return address.version, int(address)
 
 
 def _how(route: Route, ours: set[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> int:

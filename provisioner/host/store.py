@@ -194,9 +194,10 @@ class Store:
             db.execute("DELETE FROM macs WHERE owner = ?", (owner,))
 
     def release_leases(self, owner: str) -> None:
-        """Gives back a machine's addresses, and keeps its MACs."""
+        """Gives back a machine's addresses and takes its NICs off their networks, and keeps its MACs."""
         with self.change() as db:
             db.execute("DELETE FROM leases WHERE mac IN (SELECT mac FROM macs WHERE owner = ?)", (owner,))
+            db.execute("UPDATE macs SET network = NULL WHERE owner = ?", (owner,))
 
     def networks_by_mac(self) -> dict[str, str]:
         """MAC to the name of its network, of those NICs that have one."""
