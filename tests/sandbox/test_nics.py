@@ -603,7 +603,8 @@ def test_the_mode_changes_where_it_runs(lab: Lab, mode: str) -> None:
     assert attributes(lab.saved("web1", first), "source")["mode"] == mode
     listed = lab.nics("web1")[first]
     assert (listed["kernel_mode"], listed["mode"]) == (mode, "bridge"), "libvirt's live XML keeps the mode of the start"
-    assert ("192.0.2.11 dev" in lab.routes()) == (mode != "private")
+    # The switch does not send back here what is for VEPA.
+    assert ("192.0.2.11 dev" in lab.routes()) == (mode == "bridge")
     table = next(line for line in lab.macvm("nic", "list", "web1").stdout.splitlines() if first in line)
     assert (mode == "bridge") == ("libvirt" not in table), table
     if mode == "bridge":
