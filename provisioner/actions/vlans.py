@@ -125,6 +125,7 @@ def release(context: Context, parent: str) -> bool:
         return False
     # The kernel takes the shim away with its parent.
     links.remove(link)
+    context.store.others.let_go(link.name)
     return True
 
 

@@ -86,10 +86,7 @@ def test_netlink_shows_vlans_as_ip_does(here: Context) -> None:
 def test_it_goes_with_an_idle_shim_on_it(here: Context) -> None:
     vlans.ensure(here, "eth0.50")
     ip("addr add 198.51.100.2/24 dev eth0.50")
-    route = shims.GuestRoute(ipaddress.ip_address("198.51.100.11"), MAC, "eth0.50")
-    assert shims.ensure(here, [route]) == []
-    shim = shims.find_shim(netlink.get_link("eth0.50"))
-    assert shim is not None
+    shim = shims.hold(here, netlink.get_link("eth0.50"))
     assert vlans.release(here, "eth0.50") is True
     assert {netlink.find_link("eth0.50"), netlink.find_link(shim.name)} == {None}
     assert netlink.get_link("eth0").up

@@ -28,19 +28,6 @@ pytestmark = pytest.mark.xdist_group("reach")
 SHARED = (MacvtapMode.BRIDGE, MacvtapMode.VEPA, MacvtapMode.PRIVATE)
 HAIRPIN = (False, True)
 
-#: Brings up macvm's own shim on eth0, with routes and permanent neighbour entries: address and MAC on each line.
-SHIM = """
-import ipaddress, sys
-from provisioner.actions import shims
-from provisioner.context import Options, open_context
-words = map(str.split, sys.stdin)
-routes = [shims.GuestRoute(ipaddress.ip_address(address), mac, "eth0") for address, mac in words]
-context = open_context(Options(), readonly=False)
-print(*shims.ensure(context, routes), end="")
-context.close()
-"""
-
-
 # --- the wiring -----------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +172,8 @@ def build_stations(box: Sandbox) -> dict[str, dict[str, str]]:
         netns = f"{space['host1']}/root/run/netns/{name}"
         probes[name] = {"netns": netns, "device": "station", "v4": v4, "v6": v6}
     routes = box.host().run(["bash", "-c", "\n".join(script)], check=True).stdout
-    assert box.host().run([sys.executable, "-c", SHIM], input=routes, check=True).stdout == ""
+    to = [f"--to={address},{mac}" for address, mac in map(str.split, routes.splitlines())]
+    box.host().run(["macvm", "shim", "up", "eth0", *to], check=True)
     for name, node, device in (("host", "host1", "mv-eth0"), ("parent", "host1", "eth0"), ("lan", "lan", "eth0")):
         v4, v6 = (box.lan if name == "lan" else box.host()).addresses
         probes[name] = {"netns": f"{space[node]}/ns/net", "device": device, "v4": v4, "v6": v6}
