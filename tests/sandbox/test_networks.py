@@ -241,7 +241,7 @@ def test_a_given_address_that_the_lan_has_is_refused_and_nothing_is_left(lab: La
 
 def test_several_at_once(lab: Lab) -> None:
     """Machines by --count, NICs by --nic; each gets an address of its own, and reused last is what was released."""
-    with lab.network_of("small", "--subnet", "203.0.113.0/29", "--aux-address", "router=203.0.113.3"):
+    with lab.network_of("small", "--no-shim", "--subnet", "203.0.113.0/29", "--aux-address", "router=203.0.113.3"):
         lab.macvm("create", "n", "--count", "2", "--network", "small", "--no-start")
         lab.macvm("create", "m", "--nic", "network=small,ip=auto", "--nic", "network=small", "--no-start")
         free = {f"203.0.113.{number}": "" for number in (1, 2, 4, 5, 6)}
@@ -384,7 +384,7 @@ def test_an_mtu_goes_with_the_network_it_came_from(lab: Lab) -> None:
 
 def test_gc_gives_back_what_virsh_took_away(lab: Lab) -> None:
     before = lab.same_but_conflicts()
-    with lab.network_of("tiny", "--subnet", "203.0.113.8/31"):
+    with lab.network_of("tiny", "--no-shim", "--subnet", "203.0.113.8/31"):
         lab.macvm("create", "x", "--network", "tiny", "--memory", "96")
         lab.macvm("create", "y", "--network", "tiny", "--no-start")
         lab.sh("virsh destroy x; virsh undefine x; virsh undefine y")
