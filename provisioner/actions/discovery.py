@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
-from typing import NamedTuple
 
 from provisioner.actions import probing, shims
 from provisioner.actions.views import MachineView, NicView
@@ -25,13 +24,6 @@ from provisioner.model.nic import Address
 
 #: Guests that are asked at once.
 _AT_ONCE = 16
-
-
-class Silent(NamedTuple):
-    """A running guest's NIC that is to be asked, and the link to ask from."""
-
-    nic: NicView
-    vantage: str
 
 
 def direct_nics(machines: Iterable[MachineView]) -> list[NicView]:

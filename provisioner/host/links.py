@@ -27,8 +27,7 @@ MARK = "macvm:"
 PROTOCOL = 109
 
 # linux/rtnetlink.h, linux/if_link.h, linux/neighbour.h, linux/if.h, linux/netlink.h
-_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_NEWROUTE, _RTM_DELROUTE = 16, 17, 20, 24, 25
-_RTM_NEWNEIGH, _RTM_DELNEIGH = 28, 29
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_NEWADDR, _RTM_NEWROUTE = 16, 17, 20, 24
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_LINK = 1, 3, 4, 5
 _IFLA_LINKINFO, _IFLA_IFALIAS, _IFLA_NET_NS_FD = 18, 20, 28
 _INFO_KIND, _INFO_DATA = 1, 2
@@ -224,12 +223,6 @@ def set_up(link: Link) -> None:
         netlink.request(_RTM_NEWLINK, 0, _link_header(link.index, _UP), {})
 
 
-def set_down(link: Link) -> None:
-    """A link that is down loses its routes and its static IPv6 addresses."""
-    with _refusals(f"bring {link.name} down"):
-        netlink.request(_RTM_NEWLINK, 0, _link_header(link.index, off=_UP), {})
-
-
 def set_mtu(link: Link, mtu: int) -> None:
     """Raises Unable for an MTU that the link cannot have: a macvlan's is at most its parent's."""
     special = {errno.EINVAL: lambda: Unable(f"{link.name} cannot have MTU {mtu}", "at most its parent's")}
@@ -332,9 +325,9 @@ def _set_link(index: int, doing: str, *, flags: int = 0, attributes: netlink.Att
         netlink.request(_RTM_NEWLINK, 0, _link_header(index, flags), attributes or {})
 
 
-def _link_header(index: int, flags: int = 0, *, off: int = 0) -> bytes:
-    """struct ifinfomsg: what is in `flags` is turned on, what is in `off` is turned off, all else left."""
-    return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags | off)
+def _link_header(index: int, flags: int = 0) -> bytes:
+    """struct ifinfomsg: what is in `flags` is turned on, all else left."""
+    return struct.pack("BxHiII", socket.AF_UNSPEC, 0, index, flags, flags)
 
 
 def set_mode(device: str, mode: MacvtapMode) -> None:
