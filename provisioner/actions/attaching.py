@@ -118,8 +118,7 @@ class _Attaching:
         return self._facts()
 
     def _facts(self) -> Mapping[str, Any]:
-        routes = shims.guest_routes(self.nic)
-        return {"mac": self.nic.mac, "routes": [[str(route.address), route.mac, route.parent] for route in routes]}
+        return {"mac": self.nic.mac, **shims.as_facts(shims.guest_routes(self.nic))}
 
     def _routes(self) -> list[shims.GuestRoute]:
         return shims.guest_routes(self.nic) if self._live else []

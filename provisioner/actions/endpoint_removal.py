@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from provisioner.actions import endpoint_spaces as spaces
 from provisioner.actions import passthrough, shims
 from provisioner.actions.endpoint_views import get
-from provisioner.actions.removal import Remains
+from provisioner.actions.removal import Remains, take_all
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone
@@ -58,7 +58,6 @@ def _take_away(context: Context, work: Work, endpoint: Endpoint, routes: Sequenc
 
     Raises PartlyDone, and the row then stays.
     """
-    problems: list[MacvmError] = []
 
     def namespace() -> None:
         if endpoint.own:
@@ -68,6 +67,7 @@ def _take_away(context: Context, work: Work, endpoint: Endpoint, routes: Sequenc
         Endpoints(context.store).remove(endpoint)
         passthrough.give_back(context, endpoint.owner)
 
+    # A link that is still there keeps its address.
     steps: tuple[tuple[str, Callable[[], object]], ...] = (
         ("link", lambda: spaces.remove_link(endpoint)),
         ("namespace", namespace),
@@ -75,20 +75,7 @@ def _take_away(context: Context, work: Work, endpoint: Endpoint, routes: Sequenc
         ("leases", leases),
         ("routes", lambda: shims.release(context, routes)),
     )
-    for name, act in steps:
-        # A link that is still there keeps its address.
-        if problems and name != "routes":
-            continue
-        try:
-            with work.step(name):
-                act()
-        except MacvmError as error:
-            problems.append(error)
-    if problems:
-        work.leave()
-        said = "; ".join(problem.message for problem in problems)
-        raise PartlyDone(f"{endpoint.name} is not wholly removed: {said}", problems[0].hint or "then: macvm gc")
-    work.close()
+    take_all(work, endpoint.name, steps)
 
 
 def settle(context: Context, row: Unfinished, work: Work) -> None:

@@ -96,7 +96,7 @@ def change(context: Context, name: str, wanted: str | None, asked: Change) -> Ni
     facts["told"] = told
     facts["parent"] = after.parent
     # Over and done with where the change is undone: those that the NIC has now are known from what it is told.
-    facts["routes"] = [[str(route.address), route.mac, route.parent] for route in guest_routes(after)]
+    facts |= shims.as_facts(guest_routes(after))
     work = context.journal.begin("set", machine.name, machine.uuid, facts)
     after, notes = carry_out(work, lambda undo: _steps(context, plan, asked, (old[0], old[1]), work, undo))
     retold = asked.addressing is not None or asked.network is not None
@@ -368,8 +368,7 @@ def _claim(context: Context, plan: Plan, work: Work) -> Nic:
 
 
 def _with_routes(work: Work, nic: Nic) -> Mapping[str, Any]:
-    routes = [[str(route.address), route.mac, route.parent] for route in guest_routes(nic)]
-    return {**work.facts, "routes": routes}
+    return {**work.facts, **shims.as_facts(guest_routes(nic))}
 
 
 def _ask(context: Context, plan: Plan, after: Nic, pace: str, work: Work) -> tuple[Nic, list[str]]:

@@ -130,8 +130,7 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
             remove_saved(context, machine, nic.mac)
         return _detached(machine, nic, live, config, gone=gone, timeout=timeout)
     routes = [route for route in shims.routes_of(context.store, machine.uuid) if route.mac == nic.mac]
-    facts = {"mac": nic.mac, "live": live, "config": config}
-    facts["routes"] = [[str(route.address), route.mac, route.parent] for route in routes]
+    facts = {"mac": nic.mac, "live": live, "config": config, **shims.as_facts(routes)}
     work = context.journal.begin("detach", machine.name, machine.uuid, facts)
     try:
         gone = take_away(context, machine, nic.mac, (live, config), routes, work, timeout)

@@ -124,7 +124,7 @@ def _release_machine(context: Context, orphan: Orphan) -> list[str]:
 def _release_nic(context: Context, orphan: Orphan) -> list[str]:
     uuid, mac = orphan.uuid, orphan.mac
     routes = [route for route in shims.routes_of(context.store, uuid) if route.mac == mac]
-    facts = {"mac": mac, "routes": [[str(route.address), route.mac, route.parent] for route in routes]}
+    facts = {"mac": mac, **shims.as_facts(routes)}
     work = context.journal.begin("detach", orphan.name, uuid, facts)
     try:
         nics.forget(context, context.hypervisor.get(uuid), Mac(mac), routes, work)

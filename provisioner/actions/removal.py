@@ -6,7 +6,7 @@ Every step takes "already gone" as done, so that it can run any number of times,
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Remains(NamedTuple):
     routes: tuple[GuestRoute, ...]
 
     def facts(self) -> dict[str, Any]:
-        return {"routes": [[str(route.address), route.mac, route.parent] for route in self.routes]}
+        return shims.as_facts(self.routes)
 
     @classmethod
     def read(cls, name: str, uuid: str, facts: Mapping[str, Any]) -> Remains:
@@ -70,7 +70,6 @@ def remove_all(context: Context, work: Work, remains: Remains, *, keep_disks: bo
 
     Raises PartlyDone, which names what remains; the row then stays, for the next command or `gc` to go on with.
     """
-    problems: list[MacvmError] = []
     kept: list[Path] = []
 
     def domain() -> None:
@@ -86,18 +85,28 @@ def remove_all(context: Context, work: Work, remains: Remains, *, keep_disks: bo
     def routes() -> None:
         shims.release(context, remains.routes)
 
-    for name, act in (("domain", domain), ("files", files), ("leases", leases), ("routes", routes)):
-        # A guest that may still run keeps its disk and its address.
-        if problems and name != "routes":
+    # A guest that may still run keeps its disk and its address.
+    steps = (("domain", domain), ("files", files), ("leases", leases), ("routes", routes))
+    take_all(work, remains.name, steps)
+    return kept
+
+
+def take_all(work: Work, name: str, steps: Iterable[tuple[str, Callable[[], object]]]) -> None:
+    """Every step while all goes well, and `routes` in any case; closes the journal's row when all went well.
+
+    Raises PartlyDone, which names what remains; the row then stays.
+    """
+    problems: list[MacvmError] = []
+    for step, act in steps:
+        if problems and step != "routes":
             continue
         try:
-            with work.step(name):
+            with work.step(step):
                 act()
         except MacvmError as error:
             problems.append(error)
     if problems:
         work.leave()
         said = "; ".join(problem.message for problem in problems)
-        raise PartlyDone(f"{remains.name} is not wholly removed: {said}", problems[0].hint or "then: macvm gc")
+        raise PartlyDone(f"{name} is not wholly removed: {said}", problems[0].hint or "then: macvm gc")
     work.close()
-    return kept

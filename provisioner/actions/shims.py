@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Taken, Unable
@@ -48,6 +48,11 @@ class GuestRoute(NamedTuple):
     address: Address
     mac: str
     parent: str
+
+
+def as_facts(routes: Iterable[GuestRoute]) -> dict[str, Any]:
+    """For the journal: what `removal.Remains.read` makes routes of again."""
+    return {"routes": [[str(route.address), route.mac, route.parent] for route in routes]}
 
 
 def reaches_host(mode: MacvtapMode) -> bool:
