@@ -9,10 +9,11 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
 
-from provisioner.errors import Unable
+from provisioner.errors import MacvmError, NotFound, Unable
 from provisioner.host import bpf
 
 # linux/if_ether.h, linux/if_arp.h, linux/if_packet.h, asm-generic/socket.h: what the socket module has no names for.
@@ -82,6 +83,37 @@ def options(data: bytes) -> dict[int, bytes] | None:
 
 def is_unicast(mac: bytes) -> bool:
     return len(mac) == 6 and not mac[0] & 1 and any(mac)
+
+
+class Use(NamedTuple):
+    """What a raw socket is for, in the words of its errors: there is no link … `at`; it is down: `down`; `needs` … a
+    raw socket; the kernel refused to `do` it. `gone` is the error for a link that is not there."""
+
+    at: str
+    down: str
+    needs: str
+    do: str
+    gone: type[NotFound] = NotFound
+
+
+@contextmanager
+def refusals(device: str, use: Use) -> Iterator[None]:
+    """The kernel's errors as ours."""
+    try:
+        yield
+    except OSError as error:
+        number = error.errno or 0
+        if number in (errno.ENODEV, errno.ENXIO):
+            raise use.gone(f"there is no link {device} {use.at}", "`ip link` shows all there are") from error
+        if number == errno.ENETDOWN:
+            raise Unable(f"{device} is down: {use.down}", f"ip link set {device} up") from error
+        needs = f"{use.needs} {device} needs a raw socket, which"
+        if number in (errno.EPERM, errno.EACCES):
+            raise Unable(f"{needs} wants CAP_NET_RAW", "run as root: sudo macvm …") from error
+        if number == errno.EAFNOSUPPORT:
+            raise Unable(f"{needs} this kernel has not", "modprobe af_packet") from error
+        reason = f"the kernel refused to {use.do} {device}: {errno.errorcode.get(number, str(error))}"
+        raise MacvmError(reason, "`dmesg | tail` may say more") from error
 
 
 def open_wire(device: str, program: bytes, groups: Iterable[bytes] = (), *, outgoing: bool) -> socket.socket:

@@ -23,7 +23,7 @@ from itertools import chain
 from types import TracebackType
 from typing import NamedTuple
 
-from provisioner.errors import MacvmError, NotFound, Unable
+from provisioner.errors import NotFound
 from provisioner.host import bpf, frames
 from provisioner.host.bpf import DROP, Step
 from provisioner.model.nic import Address
@@ -61,6 +61,9 @@ _IA_NA, _IA_ADDRESS, _STATUS = 3, 5, 13
 
 class LinkGone(NotFound):
     """The link that was listened on is gone, or never was. One of the same name is another link, to be opened anew."""
+
+
+_USE = frames.Use("to listen on", "the guest cannot be asked", "listening on", "listen on", LinkGone)
 
 
 class Heard(NamedTuple):
@@ -303,29 +306,6 @@ def _filter(mac: bytes, *, on_macvtap: bool) -> bytes:
     return bpf.assemble([*bpf.UNTAGGED, *from_guest, *_if_udp_to(_CLIENT, _CLIENT6)])
 
 
-@contextmanager
-def _refusals(device: str) -> Iterator[None]:
-    """The kernel's errors as ours."""
-    try:
-        yield
-    except OSError as error:
-        number = error.errno or 0
-        if number in (errno.ENODEV, errno.ENXIO):
-            raise LinkGone(f"there is no link {device} to listen on", "`ip link` shows all there are") from error
-        if number == errno.ENETDOWN:
-            raise Unable(f"{device} is down: the guest cannot be asked", f"ip link set {device} up") from error
-        if number in (errno.EPERM, errno.EACCES):
-            raise Unable(
-                f"listening on {device} needs a raw socket, which wants CAP_NET_RAW", "run as root: sudo macvm …"
-            ) from error
-        if number == errno.EAFNOSUPPORT:
-            raise Unable(
-                f"listening on {device} needs a raw socket, which this kernel has not", "modprobe af_packet"
-            ) from error
-        reason = f"the kernel refused to listen on {device}: {errno.errorcode.get(number, str(error))}"
-        raise MacvmError(reason, "`dmesg | tail` may say more") from error
-
-
 def _open(device: str, mac: str, groups: Iterable[bytes] = ()) -> tuple[socket.socket, bool]:
     """A socket, and whether the device is the guest's own macvtap, which has its MAC. Raises OSError, Unable."""
     guest = _packed(mac)
@@ -353,7 +333,7 @@ class Listener:
 
     def __init__(self, device: str, mac: str) -> None:
         self._device, self._mac = device, mac.lower()
-        with _refusals(device):
+        with frames.refusals(device, _USE):
             self._wire, self._on_macvtap = _open(device, self._mac)
 
     def fileno(self) -> int:
@@ -366,7 +346,7 @@ class Listener:
         what the guest said last before the link went is then lost.
         """
         found: list[Heard] = []
-        with _refusals(self._device):
+        with frames.refusals(self._device, _USE):
             for _ in range(_GULP):
                 try:
                     frame, (_, _, direction, *_) = self._wire.recvfrom(2048)
@@ -506,7 +486,7 @@ def ask_v6(shim: str, mac: str, networks: Iterable[IPv6Network] = ()) -> set[Add
 
 
 def _macs(shim: str, mac: str) -> tuple[bytes, bytes]:
-    with _refusals(shim):
+    with frames.refusals(shim, _USE):
         return _own_mac(shim), _packed(mac)
 
 
@@ -536,7 +516,7 @@ def _whether_made(guest: bytes, ours: bytes, network: IPv6Network) -> bytes:
 def _converse(shim: str, mac: str, rounds: Sequence[Round], groups: Iterable[bytes] = ()) -> set[Address]:
     """Asks in rounds, and returns what the guest was heard to have."""
     heard: set[Address] = set()
-    with _refusals(shim):
+    with frames.refusals(shim, _USE):
         wire, _ = _open(shim, mac, groups)
         with wire:
             for questions, listen in zip(rounds, _LISTEN, strict=True):

@@ -14,12 +14,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Collection, Iterable
+from contextlib import ExitStack
 from ipaddress import IPv4Network
 from typing import NamedTuple
 
-from provisioner.errors import MacvmError, NotFound, Unable, Usage
+from provisioner.errors import Usage
 from provisioner.host import bpf, frames
 from provisioner.host.bpf import DROP, Step
 from provisioner.model.nic import Address
@@ -31,6 +31,9 @@ _ALL_NODES = bytes.fromhex("333300000001")
 
 #: Frames read before the clock is looked at again.
 _GULP = 64
+
+
+_USE = frames.Use("to ask the LAN from", "the LAN cannot be asked", "asking the LAN on", "ask the LAN on")
 
 
 class Pace(NamedTuple):
@@ -216,29 +219,6 @@ def _filter(addresses: Collection[bytes]) -> bytes:
     return bpf.assemble(steps)
 
 
-@contextmanager
-def _refusals(device: str) -> Iterator[None]:
-    """The kernel's errors as ours."""
-    try:
-        yield
-    except OSError as error:
-        number = error.errno or 0
-        if number in (errno.ENODEV, errno.ENXIO):
-            raise NotFound(f"there is no link {device} to ask the LAN from", "`ip link` shows all there are") from error
-        if number == errno.ENETDOWN:
-            raise Unable(f"{device} is down: the LAN cannot be asked", f"ip link set {device} up") from error
-        if number in (errno.EPERM, errno.EACCES):
-            raise Unable(
-                f"asking the LAN on {device} needs a raw socket, which wants CAP_NET_RAW", "run as root: sudo macvm …"
-            ) from error
-        if number == errno.EAFNOSUPPORT:
-            raise Unable(
-                f"asking the LAN on {device} needs a raw socket, which this kernel has not", "modprobe af_packet"
-            ) from error
-        reason = f"the kernel refused to ask the LAN on {device}: {errno.errorcode.get(number, str(error))}"
-        raise MacvmError(reason, "`dmesg | tail` may say more") from error
-
-
 def _open(device: str, addresses: Collection[bytes]) -> socket.socket:
     """A raw socket that hears what matters to the addresses. Raises OSError, Unable."""
     targets = [address for address in addresses if len(address) == 16]
@@ -319,7 +299,7 @@ def _ask(
     wanted = {address.packed: address for address in addresses}
     if not wanted:
         return {}
-    with _refusals(device):
+    with frames.refusals(device, _USE):
         wire = stack.enter_context(_open(device, wanted))
         talk = _Talk(wire, wanted, ignore)
         _converse(talk, wire, pace, told)
