@@ -40,6 +40,9 @@ def is_served(nic: NicView) -> bool:
 
 def record(context: Context, nic: NicView, heard: Iterable[Heard]) -> bool:
     """Keeps what a guest was heard to have. Whether anything is new; the caller then has the routes follow."""
+    heard = list(heard)
+    if not heard:
+        return False
     store, new = context.store.heard, False
     leased = {address.address for address in nic.addresses if address.source == "lease"}
     own = {interface.ip for _, interface in netlink.all_addresses()}
@@ -111,8 +114,10 @@ class Ears:
 
     def ask_beside(self, nics: Iterable[NicView]) -> None:
         """Asks guests in a thread; what they answer is heard like all else."""
-        thread = threading.Thread(target=self._ask_all, args=(list(nics),), name="ask-guests", daemon=True)
-        thread.start()
+        silent = list(nics)
+        # Whoever waits says this ten times a second, mostly of nobody.
+        if silent:
+            threading.Thread(target=self._ask_all, args=(silent,), name="ask-guests", daemon=True).start()
 
     def _ask_all(self, nics: list[NicView]) -> None:
         for nic, heard in asked(nics):

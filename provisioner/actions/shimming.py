@@ -171,7 +171,7 @@ def status(context: Context, parent: str = "") -> list[ShimView]:
     store = context.reading_store
     names = {nic.parent for machine in machines for nic in machine.nics if nic.parent}
     names |= {lease.parent for lease in store.leases()} | set(store.others.held()) if store else set()
-    names |= {link.name for link in host.all if shims.find_shim(link)}
+    names |= {link.name for link in shims.with_shim(host.all)}
     return [status_of(context, link, host, machines) for link in host.all if link.name in names]
 
 
@@ -182,16 +182,14 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
     away |= {nic.mac for machine in machines for nic in machine.nics if nic.parent == parent.name and _is_vepa(nic)}
     hairpin = not away or _sends_back(parent)
     guests = [guest for guest in guests if hairpin or guest.mac not in away]
-    owners = {lease.address: lease.machine for lease in store.leases(parent=parent.name)} if store else {}
+    leases = store.leases(parent=parent.name) if store else []
+    owners = {lease.address: lease.machine for lease in leases}
     have = routing.read(shim) if shim else None
     routed = {one.address for one in have.routes} if have else set()
     foreign = {one.address: one.device for one in routing.foreign_routes(guest.address for guest in guests)}
     heard = {nic.mac: machine.name for machine in machines for nic in machine.nics}
     outsiders = {guest.address for guest in unreachable(netlink.addresses(parent.index), guests)}
-    if store:
-        outsiders -= {
-            ipaddress.ip_address(lease.address) for lease in store.leases(parent=parent.name) if lease.network
-        }
+    outsiders -= {ipaddress.ip_address(lease.address) for lease in leases if lease.network}
     shown = []
     for guest in guests:
         owner = owners.get(str(guest.address))
@@ -262,8 +260,7 @@ def down(context: Context, parent: str) -> str:
 
 def choose_down(parent: str) -> Link:
     """The parent whose shim is meant. Raises NotFound; Usage where there are several."""
-    host = Links.read()
-    with_shim = [link for link in host.all if shims.find_shim(link)]
+    with_shim = shims.with_shim(Links.read().all)
     chosen = [link for link in with_shim if link.name == parent] if parent else with_shim
     if not chosen:
         on = ", ".join(link.name for link in with_shim)

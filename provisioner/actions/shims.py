@@ -39,9 +39,6 @@ _SYSCTLS = (
 )
 
 
-_TOLD_VEPA = "SELECT mac FROM macs WHERE told <> '' AND json_extract(told, '$.mode') = 'vepa'"
-
-
 class GuestRoute(NamedTuple):
     """A guest's address, the MAC it is at, and the parent it is behind."""
 
@@ -91,10 +88,18 @@ def pinned_source(parent: str, address: Address) -> Address | None:
 
 def find_shim(parent: Link) -> Link | None:
     """macvm's shim on a parent, however the two are named by now."""
-    for link in netlink.links():
-        if link.alias.startswith(_ALIAS) and link.lower == parent.index:
-            return link
-    return None
+    return next((link for link in netlink.links() if _is_shim(link) and link.lower == parent.index), None)
+
+
+def with_shim(there: Iterable[Link]) -> list[Link]:
+    """Those of a host's links, all of which are given, that have a shim."""
+    everything = list(there)
+    parents = {link.lower for link in everything if _is_shim(link)}
+    return [link for link in everything if link.index in parents]
+
+
+def _is_shim(link: Link) -> bool:
+    return link.alias.startswith(_ALIAS)
 
 
 def _lock_name(parent: str) -> str:
@@ -164,8 +169,8 @@ def reached_behind(store: Store, parent: Link) -> list[Guest]:
 def vepa_macs(store: Store, parent: Link) -> set[str]:
     """MACs of the guests in VEPA mode: as the kernel has it, else as they were told."""
     modes = {link.mac: link.mode for link in netlink.links() if link.lower == parent.index and link.mode}
-    told = {row["mac"] for row in store.rows(_TOLD_VEPA)}
-    return {mac for mac, mode in modes.items() if mode == "vepa"} | (told - modes.keys())
+    told = store.macs_told(MacvtapMode.VEPA)
+    return {mac for mac, mode in modes.items() if mode == MacvtapMode.VEPA.value} | (told - modes.keys())
 
 
 def sends_back(parent: Link) -> bool:

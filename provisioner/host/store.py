@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from provisioner.host.heard import HeardAddresses
     from provisioner.host.networks import Networks
     from provisioner.host.others import Others
+    from provisioner.model.mode import MacvtapMode
 
 DATABASE = "macvm.db"
 
@@ -180,6 +181,11 @@ class Store:
             leases.give_back(nic.mac)
             if nic.told:
                 leases.claim(owner, machine, [nic])
+
+    def macs_told(self, mode: MacvtapMode) -> set[str]:
+        """MACs of the NICs that are told to be in a mode."""
+        sql = "SELECT mac FROM macs WHERE told <> '' AND json_extract(told, '$.mode') = ?"
+        return {row["mac"] for row in self.rows(sql, (mode.value,))}
 
     def release_mac(self, mac: str) -> None:
         """Gives back a MAC with its leases, and forgets what it was heard to have; not held is fine."""
