@@ -6,6 +6,7 @@ What is heard is kept in the store while the guest runs, and gets its route thro
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import queue
 import select
 import threading
@@ -36,6 +37,12 @@ def direct_nics(machines: Iterable[MachineView]) -> list[NicView]:
 def is_served(nic: NicView) -> bool:
     """Whether a shim reaches a NIC, as far as its mode tells."""
     return nic.kernel_mode is not None and shims.reaches_host(MacvtapMode(nic.kernel_mode))
+
+
+def is_silent(nic: NicView) -> bool:
+    """Whether nothing is known that the host could reach a guest at. A link-local address comes before all others, and
+    is no sign that there are none."""
+    return all(ipaddress.ip_address(address.address).is_link_local for address in nic.addresses)
 
 
 def record(context: Context, nic: NicView, heard: Iterable[Heard]) -> bool:

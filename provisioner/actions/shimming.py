@@ -105,7 +105,7 @@ def _discover(context: Context, parent: Link) -> None:
     """Asks guests whose address nobody knows, whoever made them; forgets what those had that run no more."""
     nics = discovery.direct_nics(_machines(context))
     discovery.follow(context, context.store.heard.keep_only([nic.mac for nic in nics]))
-    silent = [nic for nic in nics if nic.parent == parent.name and not nic.addresses]
+    silent = [nic for nic in nics if nic.parent == parent.name and discovery.is_silent(nic)]
     discovery.ask_silent(context, silent)
 
 
@@ -244,9 +244,9 @@ def _why(nic: NicView, mode: str, parent: str, hairpin: bool) -> str:
         return "mode source lets in only the MACs of its list, and a shim asks by broadcast"
     else:
         return "an ipvlan has its parent's MAC, and leaves no room for a shim"
-    if nic.addresses:
-        return "left alone, as --no-shim asked"
-    return "no address of it is known: macvm shim up asks it"
+    if discovery.is_silent(nic):
+        return "no address of it is known: macvm shim up asks it"
+    return "left alone, as --no-shim asked"
 
 
 def down(context: Context, parent: str) -> str:

@@ -86,7 +86,7 @@ class Waiting:
         if self._hears:
             new = self._ears.listen_to(_untold(machines))
             # One that was configured before anybody listened may be silent; a new one speaks by itself.
-            self._ears.ask_beside(nic for nic in new if not nic.addresses)
+            self._ears.ask_beside(nic for nic in new if discovery.is_silent(nic))
         changed, rung = self._ears.hear(seconds, self._bell)
         if rung:
             os.eventfd_read(self._bell)

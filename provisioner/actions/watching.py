@@ -79,7 +79,7 @@ def _settle(context: Context, ears: Ears) -> str:
     nics = discovery.direct_nics(listing.machines)
     gone = context.store.heard.keep_only([nic.mac for nic in nics])
     new = ears.listen_to(nics)
-    ears.ask_beside(nic for nic in new if not nic.addresses)
+    ears.ask_beside(nic for nic in new if discovery.is_silent(nic))
     problems = []
     for parent in dict.fromkeys((*gone, *shimming.known_parents(context))):
         try:
