@@ -14,10 +14,10 @@ from provisioner.actions.wiring import Findings, Surroundings, plan_nics
 from provisioner.context import Context
 from provisioner.errors import Unable, Usage
 from provisioner.host import links
-from provisioner.host.disks import SeedReader
 from provisioner.host.hypervisor import NoSlot
 from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
+from provisioner.host.seeds import SeedReader
 from provisioner.model.domain_xml.nics import address_is_free, count_slots, find_nic_xml, nic_xml, with_link
 from provisioner.model.found import FoundMachine
 from provisioner.model.mode import MacvtapMode

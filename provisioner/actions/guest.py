@@ -10,7 +10,7 @@ from pathlib import Path
 
 from provisioner.context import Context
 from provisioner.errors import NotFound
-from provisioner.host import disks
+from provisioner.host import seeds
 from provisioner.model.found import FoundMachine
 from provisioner.model.nic import Interface, Nic
 from provisioner.model.seed import network_files
@@ -24,13 +24,13 @@ def seed_of(context: Context, machine: FoundMachine) -> Path | None:
     return next((path for path in context.store.files_of(machine.uuid) if path.suffix == ".iso"), None)
 
 
-def read_ahead(context: Context, machine: FoundMachine) -> disks.SeedReader | None:
+def read_ahead(context: Context, machine: FoundMachine) -> seeds.SeedReader | None:
     """Begins to read the seed that `rewrite_seed` is about to change, where there is one."""
     path = seed_of(context, machine)
-    return disks.SeedReader(path) if path else None
+    return seeds.SeedReader(path) if path else None
 
 
-def rewrite_seed(context: Context, machine: FoundMachine, reader: disks.SeedReader | None = None) -> bool:
+def rewrite_seed(context: Context, machine: FoundMachine, reader: seeds.SeedReader | None = None) -> bool:
     """Has the seed name the NICs of the saved definition, in its order. False where there is no seed to do so."""
     path = seed_of(context, machine)
     if path is None:
@@ -39,13 +39,13 @@ def rewrite_seed(context: Context, machine: FoundMachine, reader: disks.SeedRead
     # A NIC that macvm knows nothing of asks DHCP, as it would without a seed.
     nics = tuple(told.get(nic.mac) or Nic(nic.mac) for nic in context.hypervisor.saved(machine.uuid).nics)
     try:
-        files = reader.files() if reader else disks.read_seed(path)
+        files = reader.files() if reader else seeds.read_seed(path)
     except NotFound:
         return False
     # Of a running machine, the seed is QEMU's user's already; libvirt's capabilities take 5 ms to ask for.
     found = path.stat()
     owner = (found.st_uid, found.st_gid) if found.st_uid else context.hypervisor.qemu_user()
-    disks.replace_seed(path, files | network_files(nics), owner)
+    seeds.replace_seed(path, files | network_files(nics), owner)
     return True
 
 

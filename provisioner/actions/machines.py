@@ -17,7 +17,7 @@ from provisioner.actions.undo import Undo, carry_out
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
-from provisioner.host import disks
+from provisioner.host import disks, seeds
 from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
 from provisioner.model.names import check_name
@@ -152,7 +152,7 @@ class _Making:
         context, work, machine = self._context, self._work, self.plan.machine
         with work.step("disk"):
             undo.then(lambda: remove_files(context, machine.uuid))
-            disks.warm_up()
+            seeds.warm_up()
             _make_disk(context, self.plan)
         with work.step("seed"):
             _make_seed(context, self.plan)
@@ -186,7 +186,7 @@ class _Making:
             context.hypervisor.destroy(machine.uuid, machine.name)
         with self._work.step("seed"):
             if machine.seed:
-                disks.replace_seed(machine.seed, self.plan.seed, context.hypervisor.qemu_user())
+                seeds.replace_seed(machine.seed, self.plan.seed, context.hypervisor.qemu_user())
         self._start()
 
 
@@ -210,7 +210,7 @@ def _make_disk(context: Context, plan: Plan) -> None:
 def _make_seed(context: Context, plan: Plan) -> None:
     if plan.machine.seed:
         context.store.own_file(plan.machine.seed, plan.machine.uuid)
-        disks.write_seed(plan.machine.seed, plan.seed, context.hypervisor.qemu_user())
+        seeds.write_seed(plan.machine.seed, plan.seed, context.hypervisor.qemu_user())
 
 
 def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) -> list[Deleted]:

@@ -1,14 +1,12 @@
-"""Disk images, overlays and seeds: the only user of qemu-img and of the ISO writer."""
+"""Disk images and overlays: the only user of qemu-img."""
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import stat
 import struct
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +14,6 @@ from typing import NamedTuple
 from provisioner.errors import MacvmError, NotFound, Unable, Usage
 from provisioner.host.commands import ToolFailed, run
 from provisioner.model.names import printable
-from provisioner.model.seed import VOLUME_LABEL
 from provisioner.model.sizes import human_size
 
 #: The largest disk that an image may claim: a hostile one of 1 MB can claim 60 TiB.
@@ -205,111 +202,6 @@ def backing_files(path: Path) -> list[Path]:
         return []
     backing = chain.get("backing-filename")
     return [Path(backing)] if backing else []
-
-
-def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """An ISO 9660 volume with Joliet and Rock Ridge names; only `owner` (user, group) may read it: it holds secrets."""
-    image = _iso(files)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(image)
-        os.fchown(file.fileno(), *owner)
-
-
-def warm_up() -> None:
-    """Imports the ISO writer beside whatever the caller does next, best while libvirt or qemu-img is busy."""
-    threading.Thread(target=_import, name="import-pycdlib", daemon=True).start()
-
-
-def _import() -> None:
-    import pycdlib  # noqa: F401
-
-
-def replace_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Puts a new seed in the place of an old one, whole or not at all; a guest that runs goes on seeing the old one."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    try:
-        write_seed(new, files, owner)
-        new.rename(path)
-    finally:
-        new.unlink(missing_ok=True)
-
-
-class SeedReader:
-    """Reads a seed, and imports what writes it, beside whatever the caller does next: best while libvirt is busy."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._files: dict[str, bytes] | MacvmError | None = None
-        self._thread = threading.Thread(target=self._run, name="read-seed", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._files = read_seed(self._path)
-        except MacvmError as error:
-            self._files = error
-
-    def files(self) -> dict[str, bytes]:
-        """As `read_seed`, which is asked again where the thread came to nothing."""
-        self._thread.join()
-        if isinstance(self._files, MacvmError):
-            raise self._files
-        return read_seed(self._path) if self._files is None else self._files
-
-
-def read_seed(path: Path) -> dict[str, bytes]:
-    """The files of a seed that macvm wrote. Raises NotFound."""
-    import pycdlib
-
-    if not path.is_file():
-        raise NotFound(f"there is no seed {path}", "it was removed behind macvm's back")
-    iso = pycdlib.PyCdlib()
-    iso.open(str(path))
-    found: dict[str, bytes] = {}
-    try:
-        for folder, _, names in iso.walk(joliet_path="/"):
-            for name in names:
-                content = io.BytesIO()
-                joined = f"{folder.rstrip('/')}/{name}"
-                iso.get_file_from_iso_fp(content, joliet_path=joined)
-                found[joined.lstrip("/")] = content.getvalue()
-    finally:
-        iso.close()
-    return found
-
-
-def _iso(files: Mapping[str, bytes]) -> bytes:
-    import pycdlib
-
-    iso = pycdlib.PyCdlib()
-    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=VOLUME_LABEL)
-    folders: dict[str, str] = {"": ""}
-    for number, (name, content) in enumerate(sorted(files.items())):
-        folder, _, leaf = name.rpartition("/")
-        short = _iso_folder(iso, folder, folders)
-        iso.add_fp(
-            io.BytesIO(content),
-            len(content),
-            f"{short}/F{number:04}.;1",
-            rr_name=leaf,
-            joliet_path=f"/{name}",
-        )
-    result = io.BytesIO()
-    iso.write_fp(result)
-    iso.close()
-    return result.getvalue()
-
-
-def _iso_folder(iso: object, folder: str, folders: dict[str, str]) -> str:
-    """The ISO path of a folder, whose level-1 names are numbered; made with those above it when missing."""
-    if folder not in folders:
-        above, _, leaf = folder.rpartition("/")
-        short = f"{_iso_folder(iso, above, folders)}/D{len(folders):04}"
-        iso.add_directory(short, rr_name=leaf, joliet_path=f"/{folder}")  # type: ignore[attr-defined]
-        folders[folder] = short
-    return folders[folder]
 
 
 def remove_file(path: Path, inside: Path) -> None:

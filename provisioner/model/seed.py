@@ -1,6 +1,6 @@
 """The NoCloud seed's texts: one set of files that CirrOS, cloud-init and the tiny image all read.
 
-cloud-init reads `meta-data`, `user-data` and `network-config` (version 2, NICs matched by MAC). CirrOS reads
+cloud-init reads `meta-data`, `user-data`, `vendor-data` and `network-config` (version 2, NICs matched by MAC). CirrOS reads
 `meta-data` as JSON, which is valid YAML too, runs `user-data` only where it begins with `#!`, and copies the `files/`
 tree into its root before the network starts: `/etc/network/interfaces` serves 0.3 to 0.5, `/etc/dhcpcd.conf` 0.6.
 """
@@ -15,6 +15,9 @@ from provisioner.model.nic import Nic
 
 #: The label by which guests find the seed.
 VOLUME_LABEL = "cidata"
+
+#: By itself cloud-init takes up the network of the first boot alone: a NIC attached later would have no address.
+_VENDOR_DATA = {"updates": {"network": {"when": ["boot-new-instance", "boot"]}}}
 
 
 class SeedRequest(NamedTuple):
@@ -34,6 +37,7 @@ def seed_files(request: SeedRequest) -> dict[str, bytes]:
     return {
         "meta-data": _meta_data(request),
         "user-data": _user_data(request),
+        "vendor-data": _vendor_data(),
         **network_files(request.nics),
     }
 
@@ -65,6 +69,10 @@ def _user_data(request: SeedRequest) -> bytes:
         return b"#cloud-config\n{}\n"
     # A script, since CirrOS runs nothing else and cloud-init runs it as well. The hash has none of the shell's quotes.
     return f"#!/bin/sh\nprintf '%s\\n' '{request.login}:{request.password_hash}' | chpasswd -e\n".encode()
+
+
+def _vendor_data() -> bytes:
+    return f"#cloud-config\n{json.dumps(_VENDOR_DATA)}\n".encode()
 
 
 def _network_config(nics: tuple[Nic, ...]) -> str:

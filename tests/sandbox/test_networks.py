@@ -97,7 +97,7 @@ class Lab(KvmHost):
 
     def seed(self, name: str) -> str:
         """What a machine's seed says of its NICs."""
-        code = "import sys; from pathlib import Path; from provisioner.host.disks import read_seed; "
+        code = "import sys; from pathlib import Path; from provisioner.host.seeds import read_seed; "
         code += "print(read_seed(Path(sys.argv[1]))['network-config'].decode())"
         path = f"/var/lib/macvm/machines/{self.show(name)['uuid']}/seed.iso"
         return self.node.run([sys.executable, "-c", code, path], check=True).stdout

@@ -44,7 +44,7 @@ SELECT * FROM journal; SELECT * FROM steps'
 echo '# seed'
 python3 - <<'END'
 from pathlib import Path
-from provisioner.host.disks import read_seed
+from provisioner.host.seeds import read_seed
 for path in Path('/var/lib/macvm/machines').glob('*/*.iso'):
     print(*(text.decode() for name, text in sorted(read_seed(path).items()) if 'network' in name or 'dhcpcd' in name))
 END

@@ -700,7 +700,7 @@ def test_a_new_address_moves_lease_route_neighbour_and_seed(lab: Lab) -> None:
         assert [found["address"] for found in lab.nics("talk")[mac(0x31)]["addresses"]] == ["192.0.2.39"]
         assert "192.0.2.31" not in lab.routes()
         assert f"192.0.2.39 lladdr {mac(0x31)} PERMANENT" in lab.routes()
-        code = "import sys; from provisioner.host.disks import read_seed; from pathlib import Path; "
+        code = "import sys; from provisioner.host.seeds import read_seed; from pathlib import Path; "
         code += "print(*(read_seed(Path(path))['network-config'].decode() for path in sys.argv[1:]))"
         seed = lab.sh(f'python3 -c "{code}" {STATE}/machines/*/seed.iso')
         assert "192.0.2.39/24" in seed

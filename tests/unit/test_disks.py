@@ -1,9 +1,8 @@
-"""Images as real qemu-img makes them, and as someone hostile or unlucky does; seeds; what may be deleted."""
+"""Images as real qemu-img makes them, and as someone hostile or unlucky does; what may be deleted."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -223,67 +222,6 @@ def test_a_stamp_changes_with_the_content(tmp_path: Path) -> None:
     before = disks.stamp(path)
     os.utime(path, ns=(0, 0))
     assert disks.stamp(path) != before
-
-
-# seeds
-
-
-def read_iso(path: Path) -> dict[str, bytes]:
-    """Every file by its Joliet name; the Rock Ridge names must agree."""
-    import pycdlib
-
-    iso = pycdlib.PyCdlib()
-    iso.open(str(path))
-    assert iso.pvd.volume_identifier.decode().strip() == "cidata"
-    found: dict[str, dict[str, bytes]] = {}
-    for kind in ("joliet_path", "rr_path"):
-        names = found.setdefault(kind, {})
-        for above, _, leaves in iso.walk(**{kind: "/"}):
-            for leaf in leaves:
-                name = f"{above.rstrip('/')}/{leaf}"
-                content = io.BytesIO()
-                iso.get_file_from_iso_fp(content, **{kind: name})
-                names[name.lstrip("/")] = content.getvalue()
-    iso.close()
-    assert found["joliet_path"] == found["rr_path"]
-    return found["joliet_path"]
-
-
-NAMES = [
-    "meta-data", "user-data", "network-config", "vendor-data", "files/etc/network/interfaces", "files/etc/dhcpcd.conf",
-    "files/etc/ssh/sshd_config.d/a-name-of-many-more-characters-than-iso-9660-has.conf",
-]  # fmt: skip
-
-
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(NAMES), st.binary(max_size=5000), min_size=1))
-def test_a_seed_reads_back_as_written(tmp_path: Path, files: dict[str, bytes]) -> None:
-    path = tmp_path / "seed.iso"
-    path.unlink(missing_ok=True)
-    disks.write_seed(path, files, (os.getuid(), os.getgid()))
-    assert read_iso(path) == files
-
-
-def test_only_its_owner_may_read_a_seed(tmp_path: Path, as_root: None) -> None:
-    path = tmp_path / "seed.iso"
-    umask = os.umask(0)
-    try:
-        disks.write_seed(path, {"user-data": b"secret"}, (65534, 65534))
-    finally:
-        os.umask(umask)
-    found = path.stat()
-    assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o600, 65534, 65534)
-
-
-def test_a_seed_is_never_written_over_or_through_anything(tmp_path: Path) -> None:
-    other = _written(tmp_path / "other", b"untouched")
-    (tmp_path / "link.iso").symlink_to(other)
-    (tmp_path / "dangling.iso").symlink_to(tmp_path / "new")
-    for name in ("other", "link.iso", "dangling.iso"):
-        with pytest.raises((OSError, MacvmError)):
-            disks.write_seed(tmp_path / name, {"meta-data": b""}, (os.getuid(), os.getgid()))
-    assert other.read_bytes() == b"untouched"
-    assert not (tmp_path / "new").exists()
 
 
 # deleting

@@ -31,7 +31,7 @@ SOLE_IMPORTER = {
     "libvirt_qemu": "host/hypervisor.py",
     "pyroute2": "host/links.py",
     "lxml": "model/domain_xml/",
-    "pycdlib": "host/disks.py",
+    "pycdlib": "host/seeds.py",
     "sqlite3": "host/",
     "click": "cli/",
 }
