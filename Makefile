@@ -11,7 +11,7 @@ SYSTEM_PACKAGES = \
   libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients virtinst \
   qemu-system-x86 qemu-utils seabios \
   iproute2 iputils-ping dnsmasq-base openssl openssh-client tcpdump util-linux procps curl sqlite3 systemd \
-  linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod
+  ovmf linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod
 
 .PHONY: help setup packages test check demo bench sweep clean
 

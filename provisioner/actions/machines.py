@@ -194,6 +194,8 @@ def _make_disk(context: Context, plan: Plan) -> None:
     machine = plan.machine
     if machine.serial_log:
         context.store.own_file(machine.serial_log, machine.uuid)
+    if machine.nvram:
+        context.store.own_file(machine.nvram, machine.uuid)
     # QEMU's user may pass through, but not list it.
     plan.folder.mkdir()
     # Whatever root's umask: QEMU's user must pass through.

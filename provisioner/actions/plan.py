@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from provisioner.actions import images
 from provisioner.actions.addresses import Segment
+from provisioner.actions.firmware import choose_firmware
 from provisioner.actions.removal import LOG_DIR
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.shims import GuestRoute, guest_routes
@@ -86,9 +87,10 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
         virt_type = _choose_virt_type(request.virt_type or context.settings.virt_type, findings.notes)
     with findings.checking():
         _check_boot_files(request)
-    template, template_name = b"", ""
+    template, template_name, firmware = b"", "", ""
     with findings.checking():
         template, template_name = _read_template(request)
+        firmware = choose_firmware(context, request.firmware, template, template_name, virt_type, findings.notes)
     nics = plan_nics(
         context,
         request.nics,
@@ -102,7 +104,7 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
     with findings.checking():
         _check_user_data(request, image)
     findings.finish()
-    plan = _assemble(context, request, image, virt_type, template, template_name, nics)
+    plan = _assemble(context, request, image, virt_type, firmware, template, template_name, nics)
     return plan._replace(segments=there.segments, notes=tuple(findings.notes))
 
 
@@ -111,6 +113,7 @@ def _assemble(
     request: CreateRequest,
     image: StoredImage | None,
     virt_type: str,
+    firmware: str,
     template: bytes,
     template_name: str,
     nics: tuple[Nic, ...],
@@ -129,6 +132,8 @@ def _assemble(
         disk=folder / "disk.qcow2" if image or request.disk_size else None,
         base=images.image_path(context, image) if image else None,
         seed=folder / "seed.iso",
+        firmware=firmware,
+        nvram=folder / "nvram.fd" if firmware == "uefi" else None,
         boot=request.boot,
         vnc=request.vnc,
         serial_log=LOG_DIR / f"{request.name}-serial.log",

@@ -37,6 +37,7 @@ class CreateRequest(NamedTuple):
     password: str = ""
     template: Path | None = None
     virt_type: str = ""
+    firmware: str | None = None
     boot: DirectBoot | None = None
     vnc: Vnc | None = None
     start: bool = True

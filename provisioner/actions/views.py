@@ -48,7 +48,8 @@ class NicView(NamedTuple):
 
 
 class MachineView(NamedTuple):
-    """`made_by_macvm` tells whether macvm may delete it. `kind` is `machine` or `endpoint`; an endpoint has no UUID."""
+    """`made_by_macvm` tells whether macvm may delete it. `kind` is `machine` or `endpoint`; an endpoint has no UUID.
+    `firmware` is `bios` or `uefi`; None where it is not known."""
 
     name: str
     uuid: str | None
@@ -59,6 +60,7 @@ class MachineView(NamedTuple):
     nics: tuple[NicView, ...]
     made_by_macvm: bool
     kind: str = "machine"
+    firmware: str | None = None
 
 
 class Listing(NamedTuple):
@@ -183,6 +185,7 @@ def _machine_view(
             for nic in machine.nics
         ),
         made_by_macvm=marks is not None,
+        firmware=machine.firmware or None,
     )
 
 

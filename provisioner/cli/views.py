@@ -37,6 +37,7 @@ def print_machine(machine: MachineView) -> None:
             ("state", machine.state),
             ("uuid", machine.uuid or ""),
             ("image", machine.image or ""),
+            ("firmware", machine.firmware or ""),
             ("lab", machine.lab or ""),
             ("labels", ", ".join(f"{key}={value}" for key, value in machine.labels.items())),
         ]

@@ -264,6 +264,13 @@ class Hypervisor:
                 return entry.pw_uid, entry.pw_gid
         return 0, 0
 
+    def has_uefi(self, arch: str | None, machine: str | None, virt_type: str) -> bool:
+        """Whether libvirt finds UEFI firmware for such a machine on its host."""
+        with _translated("what its machines can boot with"):
+            found = self.open().getDomainCapabilities(None, arch, machine, virt_type)
+        kinds = re.search(r"<enum name='firmware'>(.*?)</enum>", found, re.DOTALL)
+        return kinds is not None and "<value>efi</value>" in kinds[1]
+
     def daemon(self) -> str:
         """Tells one run of the local daemon from another: after a restart no call of an earlier client is in flight."""
         for name in ("virtqemud", "libvirtd"):

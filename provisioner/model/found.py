@@ -37,7 +37,8 @@ class FoundNic(NamedTuple):
 
 
 class FoundMachine(NamedTuple):
-    """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks."""
+    """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks.
+    `firmware` is `bios`, `uefi`, or "" where its XML does not show which."""
 
     name: str
     uuid: str
@@ -46,3 +47,4 @@ class FoundMachine(NamedTuple):
     files: tuple[Path, ...] = ()
     state: str = "unknown"
     autostart: bool = False
+    firmware: str = ""

@@ -26,7 +26,7 @@ class DirectBoot(NamedTuple):
 
 class Machine(NamedTuple):
     """Everything that the domain XML is made from. `memory` is in bytes; `disk` None is a machine without one, and
-    `base` None a disk that is no overlay."""
+    `base` None a disk that is no overlay. `nvram` is where UEFI is to keep its variables; libvirt makes the file."""
 
     name: str
     uuid: str
@@ -37,6 +37,8 @@ class Machine(NamedTuple):
     disk: Path | None = None
     base: Path | None = None
     seed: Path | None = None
+    firmware: str = "bios"
+    nvram: Path | None = None
     boot: DirectBoot | None = None
     vnc: Vnc | None = None
     serial_log: Path | None = None

@@ -70,7 +70,8 @@ MACHINES = {
     "vnc-exposed": PLAIN._replace(vnc=Vnc("::", 5901)),
     "kvm": PLAIN._replace(virt_type="kvm", vcpus=4, memory=2 << 30),
     "no-disk": PLAIN._replace(disk=None, base=None, seed=None, serial_log=None, marks=Marks()),
-    "own-template": PLAIN._replace(virt_type="kvm"),
+    "uefi": PLAIN._replace(firmware="uefi", nvram=FOLDER / "nvram.fd"),
+    "own-template": PLAIN._replace(virt_type="kvm", firmware="uefi", nvram=FOLDER / "nvram.fd"),
 }
 
 #: The machines with a template other than macvm's own.
@@ -149,6 +150,29 @@ def test_a_template_of_ones_own_keeps_what_macvm_has_no_word_for() -> None:
     assert [word for word in kept if word not in text] == []
     gone = ["theirs", "br0", "11111111-", "currentMemory", "GiB", "pcie-root-port", "_VARS.fd<", "current=", "topology"]
     assert [word for word in gone if word in text] == []
+
+
+@pytest.mark.parametrize(
+    ("system", "firmware"),
+    [
+        ("<os firmware='efi'/>", "uefi"),
+        ("<os firmware='bios'/>", "bios"),
+        ("<os><loader type='pflash'>/x/CODE.fd</loader><nvram>/x/theirs_VARS.fd</nvram></os>", "uefi"),
+        ("<os><loader type='pflash' stateless='yes'>/x/CODE.fd</loader></os>", "uefi"),
+        ("<os><loader type='rom'>/x/some.bin</loader></os>", ""),
+    ],
+)
+def test_a_templates_own_firmware_stays(system: str, firmware: str) -> None:
+    text = domain_xml(MACHINES["uefi"], f"<domain type='qemu'>{system}</domain>")
+    assert found_machine(text).firmware == firmware
+    assert "secure-boot" not in text
+    assert "theirs" not in text
+    assert ("<nvram>" in text) == ("stateless" not in system)
+
+
+def test_a_machine_without_a_word_on_firmware_has_bios() -> None:
+    assert {name for name in MACHINES if found_machine(written(name)).firmware == "uefi"} == {"uefi", "own-template"}
+    assert found_machine(written("one-static-nic")).firmware == "bios"
 
 
 def test_a_template_that_was_filled_can_be_filled_again() -> None:

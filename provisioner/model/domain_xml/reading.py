@@ -25,7 +25,18 @@ def found_machine(text: str, state: str = "unknown", autostart: bool = False) ->
         files=tuple(files),
         state=state,
         autostart=autostart,
+        firmware=firmware_of(root),
     )
+
+
+def firmware_of(root: Element) -> str:
+    """`bios`, `uefi`, or "" where a loader does not show which it is."""
+    system, loader = root.find("os"), root.find("os/loader")
+    if system is not None and system.get("firmware"):
+        return "uefi" if system.get("firmware") == "efi" else "bios"
+    if loader is not None:
+        return "uefi" if loader.get("type") == "pflash" else ""
+    return "bios"
 
 
 def _found_marks(mark: Element | None) -> Marks | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from lxml import etree
 
 from provisioner.errors import Usage
+from provisioner.model.domain_xml.firmware import fill_firmware
 from provisioner.model.domain_xml.parsing import NAMESPACE, NS, Element, parse
 from provisioner.model.found import Marks
 from provisioner.model.machine import Machine
@@ -63,6 +64,7 @@ def _filled(machine: Machine, root: Element) -> str:
     _set_text(root, "vcpu", str(machine.vcpus)).attrib.pop("current", "")
     _fill_cpu(root, machine)
     _drop_identity(root)
+    fill_firmware(root, machine)
     _fill_boot(root, machine)
     _child(_child(root, "features"), "acpi")
     devices = _child(root, "devices")
@@ -119,13 +121,7 @@ def _fill_cpu(root: Element, machine: Machine) -> None:
 
 
 def _drop_identity(root: Element) -> None:
-    """What a dump of another machine says of that machine alone. Above all the file of its UEFI variables: two machines
-    would write to it, and undefining one would delete it; libvirt makes a new one."""
-    nvram = root.find("os/nvram")
-    if nvram is not None:
-        nvram.text = None
-        _drop(nvram, "source")
-        nvram.attrib.pop("type", "")
+    """What a dump of another machine says of that machine alone."""
     system = root.find("sysinfo/system")
     if system is not None:
         _drop(system, "entry[@name='uuid']")
