@@ -11,7 +11,8 @@ SYSTEM_PACKAGES = \
   libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients virtinst \
   qemu-system-x86 qemu-utils seabios \
   iproute2 iputils-ping dnsmasq-base openssl openssh-client tcpdump util-linux procps curl sqlite3 systemd \
-  ovmf linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod
+  linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod \
+  ovmf systemd-boot-efi binutils
 
 .PHONY: help setup packages test check demo bench sweep clean
 

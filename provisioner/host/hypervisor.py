@@ -265,8 +265,14 @@ class Hypervisor:
         return 0, 0
 
     def has_uefi(self, arch: str | None, machine: str | None, virt_type: str) -> bool:
-        """Whether libvirt finds UEFI firmware for such a machine on its host."""
-        with _translated("what its machines can boot with"):
+        """Whether libvirt finds UEFI firmware for such a machine on its host. It tells nobody who only reads: root asks
+        by another connection, and for others it is taken to be there."""
+        if self._readonly:
+            if os.geteuid() != 0:
+                return True
+            with contextlib.closing(Hypervisor(self.uri, readonly=False)) as writing:
+                return writing.has_uefi(arch, machine, virt_type)
+        with _translated("to tell what its machines can boot with"):
             found = self.open().getDomainCapabilities(None, arch, machine, virt_type)
         kinds = re.search(r"<enum name='firmware'>(.*?)</enum>", found, re.DOTALL)
         return kinds is not None and "<value>efi</value>" in kinds[1]
