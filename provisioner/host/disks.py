@@ -9,12 +9,15 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.errors import MacvmError, NotFound, Unable, Usage
 from provisioner.host.commands import ToolFailed, run
 from provisioner.model.names import printable
 from provisioner.model.sizes import human_size
+
+if TYPE_CHECKING:
+    from provisioner.model.checksum import Checksum
 
 #: The largest disk that an image may claim: a hostile one of 1 MB can claim 60 TiB.
 MOST_VIRTUAL = 8 << 40
@@ -42,34 +45,44 @@ def stamp(path: Path) -> str:
     return f"{found.st_ino}:{found.st_size}:{found.st_mtime_ns}"
 
 
-def sha256(path: Path) -> str:
+def digest_of(path: Path, algorithm: str = "sha256") -> str:
     import hashlib
 
-    digest = hashlib.sha256()
+    digest = hashlib.new(algorithm)
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
-def import_disk(source: Path, folder: Path, checksum: str = "") -> DiskImage:
-    """Takes a raw or qcow2 disk into `folder` as `<sha256>.qcow2`, read-only. `checksum` is the source's, hexadecimal.
+def check_file(source: Path, checksum: Checksum | None = None) -> None:
+    """Raises NotFound, Unable, ImageRefused for what is no file that can be read, or has not that checksum."""
+    _read_head(source)
+    if checksum:
+        found = digest_of(source, checksum.algorithm)
+        if found != checksum.digest:
+            hint = f"expected {checksum.algorithm} {checksum.digest}, found {found}: fetch it again"
+            raise ImageRefused(f"{source} does not have the checksum that was given", hint)
 
-    Raises NotFound, ImageRefused for what is no disk, truncated, or would make QEMU read other files.
-    """
+
+def _read_head(source: Path) -> bytes:
     try:
         if not stat.S_ISREG(source.stat().st_mode):
             raise ImageRefused(f"{source} is no file", "name a disk image: raw or qcow2")
-        head = _head(source)
+        return _head(source)
     except FileNotFoundError:
         raise NotFound(f"there is no file {source}", "check the path; `macvm image list` shows what is here") from None
     except OSError as error:
         raise Unable(f"{source} cannot be read: {error.strerror}", "check its rights") from None
-    if checksum:
-        found = sha256(source)
-        if found != checksum.lower():
-            hint = f"expected sha256 {checksum.lower()}, found {found}: fetch it again"
-            raise ImageRefused(f"{source} does not have the checksum that was given", hint)
+
+
+def import_disk(source: Path, folder: Path, *, move: bool = False) -> DiskImage:
+    """Takes a raw or qcow2 disk into `folder` as `<sha256>.qcow2`, read-only. `move`: the source is on the same file
+    system, in a folder where nobody else writes, and is used up.
+
+    Raises NotFound, ImageRefused for what is no disk, truncated, or would make QEMU read other files.
+    """
+    head = _read_head(source)
     is_qcow2 = head.startswith(_QCOW2)
     if is_qcow2:
         _check_qcow2(source, head)
@@ -78,7 +91,7 @@ def import_disk(source: Path, folder: Path, checksum: str = "") -> DiskImage:
     with _temporary(folder) as temporary:
         # Into the store first, checked there: nobody can change it between the check and the use.
         if is_qcow2:
-            _copy(source, temporary)
+            source.rename(temporary) if move else _copy(source, temporary)
             _check_qcow2(temporary, _head(temporary))
             _check_whole(temporary, source)
         else:
@@ -122,7 +135,7 @@ def _copy(source: Path, target: Path) -> None:
 def _into_store(temporary: Path, folder: Path, suffix: str) -> DiskImage:
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
-    digest = sha256(temporary)
+    digest = digest_of(temporary)
     path = folder / f"{digest}{suffix}"
     # Readable by all, as libvirt's own images are: QEMU's user must read a base; secrets belong into seeds.
     temporary.chmod(0o444)
@@ -171,6 +184,9 @@ def _check_whole(path: Path, source: Path) -> None:
 def _check_raw(path: Path, head: bytes) -> None:
     """A raw disk has a boot sector whose partitions lie inside the file."""
     size = path.stat().st_size
+    if size > MOST_VIRTUAL:
+        hint = f"macvm takes disks of at most {human_size(MOST_VIRTUAL)}"
+        raise ImageRefused(f"{path} is refused as an image: it is a disk of {human_size(size)}", hint)
     if size < 512 or head[510:512] != b"\x55\xaa":
         raise ImageRefused(f"{path} is no disk image: neither qcow2 nor a raw disk with a boot sector", "is it packed?")
     for entry in range(446, 510, 16):

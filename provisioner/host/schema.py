@@ -83,6 +83,11 @@ MIGRATIONS = (
       mac TEXT NOT NULL, address TEXT NOT NULL, parent TEXT NOT NULL, since TEXT NOT NULL, seen TEXT NOT NULL,
       PRIMARY KEY (mac, address)) STRICT;
     """,
+    # Where an image was pulled from, and the checksum of the file that it was made from.
+    """
+    ALTER TABLE images ADD COLUMN source TEXT NOT NULL DEFAULT '';
+    ALTER TABLE images ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 

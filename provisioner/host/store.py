@@ -44,7 +44,8 @@ class StoreFailed(MacvmError):
 
 class StoredImage(NamedTuple):
     """An image in the local store. Sizes in bytes. `stamp` is the base file's inode, size and change time when it was
-    last known to match `digest`; `kernel` and `initrd` are file names, empty where the image brings none."""
+    last known to match `digest`; `kernel` and `initrd` are file names, empty where the image brings none. `source` is
+    the address that it was pulled from; `checksum` that of the file it was made from, as `sha256:…`."""
 
     name: str
     version: str
@@ -56,6 +57,8 @@ class StoredImage(NamedTuple):
     virtual_size: int
     stamp: str
     added: str
+    source: str = ""
+    checksum: str = ""
 
 
 def _file_system(path: Path) -> str:

@@ -33,7 +33,7 @@ echo '#files'; find {STATE} /var/lib/libvirt /etc/libvirt /var/log/libvirt /run/
 find {STATE} -name 'macvm.db' -printf '%p %m\n'
 echo '#domains'; virsh list --all --uuid --name
 echo '#rows'; [ ! -e {STATE}/macvm.db ] || sqlite3 {STATE}/macvm.db .dump | grep -v sqlite_sequence |
-  sed -E "s/(INSERT INTO images .*),'[0-9:]+','[^']*'\)/\1)/"
+  sed -E "s/(INSERT INTO images .*),'[0-9:]+','[^']*'(,'[^']*','[^']*')\)/\1\2)/"
 echo '#sysctls'; sysctl -a 2>/dev/null | grep -E '^net\.ipv[46]\.(conf|neigh|ip_forward|route)'
 echo '#taps'; ls /dev | grep tap
 """

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from provisioner.errors import MacvmError, NotFound, Unable
 from provisioner.host import disks
 from provisioner.host.disks import ImageRefused
+from provisioner.model.checksum import Checksum
 from tests.conftest import Require
 
 pytestmark = pytest.mark.usefixtures("qemu_img")
@@ -81,7 +82,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 def test_a_disk_is_stored_whole_read_only_and_by_its_digest(kind: str, tmp_path: Path, folder: Path) -> None:
     source = MAKERS[kind](tmp_path / "disk")
     wanted = source.read_bytes() if kind == "raw" else content(source)
-    stored = disks.import_disk(source, folder, sha256(source).upper())
+    stored = disks.import_disk(source, folder)
     assert content(stored.path) == wanted
     assert list(folder.iterdir()) == [stored.path]
     assert stored.path.name == f"{sha256(stored.path)}.qcow2"
@@ -169,13 +170,32 @@ def test_what_is_no_image_is_refused_and_leaves_nothing(kind: str, tmp_path: Pat
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("checksum", ["0" * 64, "f" * 64])
-def test_a_wrong_checksum_is_refused_with_both(checksum: str, tmp_path: Path, folder: Path) -> None:
+@pytest.mark.parametrize("algorithm", ["sha256", "sha512"])
+def test_a_wrong_checksum_is_refused_with_both(algorithm: str, tmp_path: Path) -> None:
     source = raw_disk(tmp_path / "disk")
+    right = Checksum(algorithm, hashlib.new(algorithm, source.read_bytes()).hexdigest())
+    disks.check_file(source, right)
+    wrong = right._replace(digest="0" * len(right.digest))
     with pytest.raises(ImageRefused, match="does not have the checksum") as refused:
-        disks.import_disk(source, folder, checksum)
-    assert checksum in refused.value.hint
-    assert sha256(source) in refused.value.hint
+        disks.check_file(source, wrong)
+    assert wrong.digest in refused.value.hint
+    assert right.digest in refused.value.hint
+
+
+def test_a_disk_may_be_moved_into_the_store(folder: Path) -> None:
+    source = qcow2_disk(folder / "fetched")
+    source.with_suffix(".raw").unlink()
+    wanted = sha256(source)
+    stored = disks.import_disk(source, folder, move=True)
+    assert stored.digest == wanted
+    assert list(folder.iterdir()) == [stored.path]
+
+
+def test_a_raw_disk_that_is_too_large_is_refused(tmp_path: Path, folder: Path) -> None:
+    source = raw_disk(tmp_path / "disk")
+    os.truncate(source, disks.MOST_VIRTUAL + 512)
+    with pytest.raises(ImageRefused, match="it is a disk of 8.0 TiB"):
+        disks.import_disk(source, folder)
     assert list(folder.iterdir()) == []
 
 
