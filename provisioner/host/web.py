@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,14 +25,19 @@ _MOST_REDIRECTS = 10
 #: Statuses that may be others a moment later.
 _PASSING = {408, 425, 429, 500, 502, 503, 504}
 _LONGEST_WAIT = 60.0
+_HINT = "an address is https://HOST/PATH"
 
 
 class DownloadFailed(MacvmError):
-    """The server cannot be reached or does not give the file. `passing`: another try may do, after `wait` seconds."""
+    """The server cannot be reached or does not give the file. `passing`: another try may do, after `wait` seconds;
+    `unreachable`: only where it was reached a moment ago."""
 
-    def __init__(self, message: str, hint: str = "", *, passing: bool = False, wait: float = 0.0) -> None:
+    def __init__(
+        self, message: str, hint: str = "", *, passing: bool = False, unreachable: bool = False, wait: float = 0.0
+    ) -> None:
         super().__init__(message, hint)
         self.passing = passing
+        self.unreachable = unreachable
         self.wait = wait
 
 
@@ -48,14 +54,13 @@ def shown(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult:
-    hint = "an address is https://HOST/PATH"
     try:
         parts = urlsplit(url)
-        assert parts.port is None or parts.port >= 0  # raises ValueError for what is no port
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
-        raise Usage(f"{shown(url)} is no address of a file", hint) from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
-        raise Usage(f"{shown(url)} is no address of a file", hint)
+        is_one = False
+    if not is_one or not url.isprintable() or " " in url:
+        raise Usage(f"{shown(url)} is no address of a file", _HINT)
     return parts
 
 
@@ -68,12 +73,11 @@ def opened(url: str, headers: Mapping[str, str], timeout: float) -> Iterator[Ans
     from urllib3.exceptions import HTTPError
 
     with ExitStack() as stack:
+        response = _follow(stack, url, headers, timeout)
         try:
-            response = _follow(stack, url, headers, timeout)
-            _check_status(response, url)
             yield response
         except HTTPError as error:
-            raise _failed(error, url, timeout) from error
+            raise _broken(error, url, timeout) from error
 
 
 def _follow(stack: ExitStack, url: str, headers: Mapping[str, str], timeout: float) -> Answer:
@@ -83,8 +87,12 @@ def _follow(stack: ExitStack, url: str, headers: Mapping[str, str], timeout: flo
         response = _get(stack, url, headers, timeout)
         location = response.get_redirect_location()
         if not location:
+            _check_status(response, url)
             return response
-        _split(target := urljoin(url, location))
+        try:
+            _split(target := urljoin(url, location))
+        except (ValueError, Usage):
+            raise DownloadFailed(f"{shown(asked)} leads nowhere", "try another mirror") from None
         if urlsplit(url).scheme == "https" and urlsplit(target).scheme != "https":
             message = f"{shown(asked)} leads to {shown(target)}, which is not encrypted"
             raise DownloadFailed(message, "give that address itself, with a checksum, if you trust the way to it")
@@ -94,18 +102,22 @@ def _follow(stack: ExitStack, url: str, headers: Mapping[str, str], timeout: flo
 
 def _get(stack: ExitStack, url: str, headers: Mapping[str, str], timeout: float) -> Answer:
     from urllib3 import Timeout
-    from urllib3.util import make_headers
+    from urllib3.exceptions import HTTPError
 
     parts = _split(url)
     sent = {"User-Agent": "macvm", "Accept": "*/*", "Accept-Encoding": "identity", **headers}
     if parts.username is not None:
-        sent |= make_headers(basic_auth=f"{unquote(parts.username)}:{unquote(parts.password or '')}")
+        sent["Authorization"] = _login(parts)
     pool = stack.enter_context(_pool(parts))
     plain = parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
     limits = Timeout(connect=min(CONNECT_TIMEOUT, timeout), read=timeout)
-    response = pool.request(
-        "GET", plain, headers=sent, timeout=limits, redirect=False, retries=False, preload_content=False
-    )
+    try:
+        # Tries of its own would know nothing of what has come already.
+        response = pool.request(
+            "GET", plain, headers=sent, timeout=limits, redirect=False, retries=False, preload_content=False
+        )
+    except HTTPError as error:
+        raise _failed(error, url, timeout) from error
     stack.callback(response.close)
     return response
 
@@ -115,7 +127,6 @@ def _pool(parts: SplitResult) -> PoolManager:
     from urllib.request import getproxies, proxy_bypass
 
     from urllib3 import PoolManager, ProxyManager
-    from urllib3.util import make_headers
 
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
@@ -124,9 +135,13 @@ def _pool(parts: SplitResult) -> PoolManager:
     through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
     if through.scheme not in ("http", "https") or not through.hostname:
         raise Usage(f"the proxy {shown(proxy)} is none that macvm can use", f"{parts.scheme}_proxy=http://HOST:PORT")
-    login = f"{unquote(through.username)}:{unquote(through.password or '')}" if through.username else None
-    address = f"{through.scheme}://{through.netloc.rpartition('@')[2]}"
-    return ProxyManager(address, proxy_headers=make_headers(proxy_basic_auth=login))
+    login = {"Proxy-Authorization": _login(through)} if through.username is not None else {}
+    return ProxyManager(f"{through.scheme}://{through.netloc.rpartition('@')[2]}", proxy_headers=login)
+
+
+def _login(parts: SplitResult) -> str:
+    """RFC 7617, with UTF-8, which urllib3's make_headers does not do."""
+    return "Basic " + b64encode(f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()).decode()
 
 
 def _check_status(response: Answer, url: str) -> None:
@@ -147,30 +162,37 @@ def _check_status(response: Answer, url: str) -> None:
     raise DownloadFailed(message, hint, passing=status in _PASSING, wait=wait)
 
 
-def _failed(error: HTTPError, url: str, timeout: float) -> DownloadFailed:
-    """urllib3's exception in words."""
+def _failed(error: HTTPError, url: str, timeout: float) -> MacvmError:
+    """urllib3's exception before there was an answer, in words."""
     from urllib3 import exceptions
 
-    where, host = shown(url), urlsplit(url).hostname
-    if isinstance(error, exceptions.ProxyError):
-        reason = _reason(error.original_error)
-        hint = "check http_proxy and https_proxy, or leave this host out: no_proxy"
-        return DownloadFailed(f"{where} cannot be fetched through the proxy: {reason}", hint)
-    if isinstance(error, exceptions.NameResolutionError):
-        hint = "check the address, and this host's DNS: resolvectl query, or /etc/resolv.conf"
-        return DownloadFailed(f"the name {host} cannot be resolved: {_reason(error)}", hint)
-    if isinstance(error, exceptions.SSLError):
-        hint = "check this host's clock and its ca-certificates; a proxy that opens TLS needs its own certificate there"
-        return DownloadFailed(f"{host} cannot be trusted: {_reason(error)}", hint)
-    if isinstance(error, exceptions.NewConnectionError):
-        hint = "check the address and this host's network; is there a proxy to go through (https_proxy)?"
-        return DownloadFailed(f"{host} cannot be reached: {_reason(error)}", hint)
-    if isinstance(error, exceptions.ConnectTimeoutError):
-        return DownloadFailed(f"{host} does not answer", "is there a proxy to go through (https_proxy)?", passing=True)
-    hint = "run it again: it goes on where it stopped"
-    if isinstance(error, exceptions.ReadTimeoutError):
-        return DownloadFailed(f"{where}: nothing has come for {timeout:g} s", hint, passing=True)
-    return DownloadFailed(f"{where}: the connection broke: {_reason(error)}", hint, passing=True)
+    host, reason = urlsplit(url).hostname, _reason(error)
+    hint = "check the address and this host's network; is there a proxy to go through (https_proxy)?"
+    match error:
+        case exceptions.LocationValueError():
+            return Usage(f"{shown(url)} is no address of a file", _HINT)
+        case exceptions.ProxyError():
+            hint = "check http_proxy and https_proxy, or leave this host out: no_proxy"
+            return DownloadFailed(f"{shown(url)} cannot be fetched through the proxy: {reason}", hint)
+        case exceptions.SSLError():
+            hint = "check this host's clock and ca-certificates; a proxy that opens TLS needs its own certificate there"
+            return DownloadFailed(f"{host} cannot be trusted: {reason}", hint)
+        case exceptions.NameResolutionError():
+            hint = "check the address, and this host's DNS: /etc/resolv.conf, resolvectl query"
+            return DownloadFailed(f"the name {host} cannot be resolved: {reason}", hint, unreachable=True)
+        case exceptions.NewConnectionError():
+            return DownloadFailed(f"{host} cannot be reached: {reason}", hint, unreachable=True)
+        case exceptions.ConnectTimeoutError():
+            return DownloadFailed(f"{host} cannot be reached: it does not answer", hint, unreachable=True)
+    return _broken(error, url, timeout)
+
+
+def _broken(error: HTTPError, url: str, timeout: float) -> DownloadFailed:
+    from urllib3.exceptions import ReadTimeoutError
+
+    silent = isinstance(error, ReadTimeoutError)
+    reason = f"nothing has come for {timeout:g} s" if silent else f"the connection broke: {_reason(error)}"
+    return DownloadFailed(f"{shown(url)}: {reason}", "try again later, or another mirror", passing=True)
 
 
 def _reason(error: BaseException) -> str:
