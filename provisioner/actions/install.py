@@ -1,4 +1,5 @@
-"""Makes shims last: two systemd units, one at boot and one that watches, and drop-ins that keep others off them."""
+"""Makes shims last: two systemd units, one at boot and one that watches, drop-ins that keep others off them, and one
+that has VLAN links there before libvirt starts the machines on them."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ UNITS = (BOOT_UNIT, "macvm-shims-watch.service")
 #: The drop-ins are written where their program is not installed, too: nothing else reads them, and it may come later.
 _FILES = (
     *(systemd.UNITS / unit for unit in UNITS),
+    *(systemd.UNITS / f"{daemon}.service.d" / "macvm-networks.conf" for daemon in ("libvirtd", "virtqemud")),
     Path("etc/systemd/network/05-macvm.network"),
     Path("etc/NetworkManager/conf.d/90-macvm.conf"),
 )
@@ -96,8 +98,10 @@ def install(context: Context, program: Path, root: Path = Path("/")) -> Installe
 def plan(context: Context, program: Path, root: Path = Path("/")) -> list[tuple[Path, str]]:
     """Each file with its text. Raises Unable, Usage; Problems, with a Taken for each file that is another's."""
     context.require_local("installing units")
+    command = unit_file.command(str(program), _options(context.settings))
     words = {
-        "@macvm@": unit_file.command(str(program), _options(context.settings)),
+        "@macvm@": command,
+        "@bounded-macvm@": unit_file.command("timeout", ["10", str(program), *_options(context.settings)]),
         "@state-dir@": unit_file.word(str(context.state_dir)),
     }
     findings, files = Findings(), []
@@ -248,7 +252,7 @@ def uninstall_lines(root: Path = Path("/")) -> list[str]:
     return lines
 
 
-_EXEC = re.compile(r'^ExecStart=(?:"(?:[^"\\]|\\.)*"|\S+)(?P<options>.*) shim up$', re.MULTILINE)
+_EXEC = re.compile(r'^ExecStart=(?:"(?:[^"\\]|\\.)*"|\S+)(?P<options>.*) shim up --known$', re.MULTILINE)
 
 
 def outlasts_boot(context: Context, root: Path = Path("/")) -> bool:

@@ -66,13 +66,12 @@ def _shim_name(parent: str) -> str:
     return shim.name if shim else ""
 
 
-def up(context: Context, parent: str, to: Sequence[To]) -> list[str]:
+def up(context: Context, parent: str, to: Sequence[To], *, known: bool = False) -> list[str]:
     """What is asked from a shim can only be known once there is one."""
     if not parent and not to:
-        known = [one for one in shimming.known_parents(context) if netlink.find_link(one)]
-        return [line for one in known for line in up(context, one, to)] or up(
-            context, shimming.choose(context, "").name, to
-        )
+        there = [one for one in shimming.known_parents(context) if netlink.find_link(one)]
+        lines = [line for one in there for line in up(context, one, to)]
+        return lines or ([] if known else up(context, shimming.choose(context, "").name, to))
     link = shimming.choose(context, parent)
     lines = [] if shims.find_shim(link) else shims.making_lines(link)
     store = context.reading_store

@@ -52,19 +52,32 @@ class ShimView(NamedTuple):
     unreached: tuple[UnreachedView, ...]
 
 
-def up_all(context: Context) -> list[ShimView]:
-    """Brings back all that there was, as after a reboot: the VLAN links of networks, the shims, every route. Where
-    there was nothing, the shim of the default route's link. Goes on past an error. Raises Problems."""
+def up_all(context: Context, *, known: bool = False) -> list[ShimView]:
+    """Brings back all that there was, as after a reboot: the VLAN links of networks, the shims, every route.
+
+    As a user says it, each of these shims then stays until `down`, and where there was nothing the default route's link
+    gets one. With `known`, as each boot says it, a shim that nobody asked for goes with its last guest as before, and
+    nothing is made of nothing. Goes on past an error. Raises Problems.
+    """
     context.require_local_root("bringing shims up")
     findings, made = Findings(), list[ShimView]()
     with findings.checking():
         networks.up(context)
-    known = known_parents(context)
-    for parent in known or [""]:
+    for parent in known_parents(context) or ([] if known else [""]):
         with findings.checking():
-            made.append(up(context, parent))
+            made.append(_up_again(context, parent) if known else up(context, parent))
     findings.finish()
     return made
+
+
+def _up_again(context: Context, parent: str) -> ShimView:
+    if parent in context.store.others.held():
+        return up(context, parent)
+    link = choose(context, parent)
+    # A guest that libvirt starts at boot may be at another address by now.
+    _discover(context, link)
+    shims.reconcile(context, link.name)
+    return status_of(context, link, Links.read(), _machines(context))
 
 
 def known_parents(context: Context) -> list[str]:
@@ -103,7 +116,12 @@ def up(context: Context, parent: str, to: Sequence[To] = ()) -> ShimView:
 
 def _discover(context: Context, parent: Link) -> None:
     """Asks guests whose address nobody knows, whoever made them; forgets what those had that run no more."""
-    nics = discovery.direct_nics(_machines(context))
+    from provisioner.actions import views
+
+    listing = views.look(context)
+    if listing.problem:
+        return  # who runs is not known
+    nics = discovery.direct_nics(listing.machines)
     discovery.follow(context, context.store.heard.keep_only([nic.mac for nic in nics]))
     silent = [nic for nic in nics if nic.parent == parent.name and discovery.is_silent(nic)]
     discovery.ask_silent(context, silent)

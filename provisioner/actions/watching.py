@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from provisioner.actions import discovery, shimming, views
+from provisioner.actions import discovery, power, shimming, views
 from provisioner.actions.discovery import Ears
+from provisioner.actions.views import MachineView, NicView
 from provisioner.context import Context
-from provisioner.errors import HypervisorFailed, MacvmError
+from provisioner.errors import HypervisorFailed, MacvmError, NotFound
 from provisioner.host import netlink
 
 #: Seconds that events are gathered for: a start brings a dozen of them.
@@ -71,6 +72,15 @@ def _watch(context: Context, stopped: Callable[[], bool], ears: Ears, kernel: ne
             due = min(due, time.monotonic() + _GATHER)
 
 
+def _prepare(context: Context, machines: Sequence[MachineView], new: Sequence[NicView]) -> None:
+    """Sets the host state of macvtaps that libvirt made: at boot, by virsh. macvm's own start has done so before."""
+    for machine in machines:
+        if machine.uuid and any(nic in new for nic in machine.nics):
+            # One that ends right now needs none.
+            with contextlib.suppress(NotFound):
+                power.prepare_nics(context, machine.uuid)
+
+
 def _settle(context: Context, ears: Ears) -> str:
     """Compares all that is wanted with what there is. Returns what could not be done; "" for nothing."""
     listing = views.look(context)
@@ -79,6 +89,7 @@ def _settle(context: Context, ears: Ears) -> str:
     nics = discovery.direct_nics(listing.machines)
     gone = context.store.heard.keep_only([nic.mac for nic in nics])
     new = ears.listen_to(nics)
+    _prepare(context, listing.machines, new)
     ears.ask_beside(nic for nic in new if discovery.is_silent(nic))
     problems = []
     for parent in dict.fromkeys((*gone, *shimming.known_parents(context))):

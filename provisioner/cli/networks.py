@@ -167,7 +167,8 @@ def delete(names: Sequence[str], dry_run: bool) -> None:
 @_DRY_RUN
 def up(dry_run: bool) -> None:
     """Make the VLAN links of networks again that are missing, as after a reboot."""
-    with looking(libvirt=False) if dry_run else changing(libvirt=False) as (context, options):
+    # Each start of libvirt's daemon waits for this: nothing in here may wait for libvirt, as settling old work does.
+    with looking(libvirt=False) if dry_run else changing(recover=False, libvirt=False) as (context, options):
         if dry_run:
             click.echo("\n".join(preview.networks_up(context)) or "# nothing is missing")
             return

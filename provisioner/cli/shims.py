@@ -17,6 +17,7 @@ from provisioner.cli.base import group
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.words import Words
 from provisioner.context import Options
+from provisioner.errors import Usage
 from provisioner.model.nic import Address, parse_address
 from provisioner.model.shim import To, parse_to
 
@@ -35,21 +36,27 @@ def shim() -> None:
 @click.option(
     "--to", multiple=True, type=_TO, help="Serve a guest that libvirt does not know, or all in a block that answer."
 )
+@click.option("--known", is_flag=True, help="Only what there was: with no guest and no shim before, do nothing.")
 @_DRY_RUN
-def up(parent: str, to: Sequence[To], dry_run: bool) -> None:
+def up(parent: str, to: Sequence[To], known: bool, dry_run: bool) -> None:
     """Make a parent's shim, and a host route to every guest behind it; any number of times.
 
     Without PARENT, of every parent that has guests, or whose shim was up: after a reboot one `macvm shim up` brings all
-    of them back, and the VLAN links of networks. --to serves what libvirt does not know, such as a container's macvlan:
-    it is asked for from the shim, and served until `shim forget`.
+    of them back, and the VLAN links of networks. Where there is none it makes that of the default route's link, but not
+    with --known, as each boot says it. --to serves what libvirt does not know, such as a container's macvlan: it is
+    asked for from the shim, and served until `shim forget`.
     """
+    if known and (parent or to):
+        raise Usage("--known is for all that there was, and not for a parent or --to", "leave one of them out")
     with looking() if dry_run else changing() as (context, options):
         if dry_run:
-            click.echo("\n".join(shim_preview.up(context, parent, to)))
+            click.echo("\n".join(shim_preview.up(context, parent, to, known=known)))
             return
-        made = [shimming.up(context, parent, to)] if parent or to else shimming.up_all(context)
+        made = [shimming.up(context, parent, to)] if parent or to else shimming.up_all(context, known=known)
         lasting = installing.outlasts_boot(context)
     _print(made, options)
+    if not made:
+        return
     if lasting:
         tell(f"note: {installing.BOOT_UNIT} brings this back after a reboot, with what --to told")
     else:

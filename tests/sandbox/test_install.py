@@ -15,6 +15,8 @@ BOOT = "/etc/systemd/system/macvm-shims.service"
 FILES = [
     BOOT,
     "/etc/systemd/system/macvm-shims-watch.service",
+    "/etc/systemd/system/libvirtd.service.d/macvm-networks.conf",
+    "/etc/systemd/system/virtqemud.service.d/macvm-networks.conf",
     "/etc/systemd/network/05-macvm.network",
     "/etc/NetworkManager/conf.d/90-macvm.conf",
 ]
@@ -51,7 +53,7 @@ def test_what_is_installed_brings_all_back_after_a_reboot_and_goes_without_a_tra
     with own.unchanged():
         preview = own.macvm("shim", "install", "--dry-run").stdout.splitlines()
     assert etc(own) == etc_before
-    assert [line.removeprefix("write ") for line in preview[:4]] == FILES
+    assert [line.removeprefix("write ") for line in preview[: len(FILES)]] == FILES
     done = own.macvm("shim", "install", "eth0", "-o", "json")
     assert valid(json.loads(done.stdout), "shim-install.json")["written"] == FILES
     assert "start at the next boot" in done.stderr
@@ -79,10 +81,10 @@ def test_what_is_installed_brings_all_back_after_a_reboot_and_goes_without_a_tra
 
 
 def test_files_of_others_are_kept(own: KvmHost) -> None:
-    own.sh(f"ln -s /dev/null {BOOT}; mkdir -p /etc/NetworkManager/conf.d; echo theirs > {FILES[3]}")
+    own.sh(f"ln -s /dev/null {BOOT}; mkdir -p /etc/NetworkManager/conf.d; echo theirs > {FILES[-1]}")
     before, state = etc(own), own.state()
     found = complaints(own.macvm("shim", "install", "eth0", status=4).stderr)
-    assert [error.split(" is ")[0] for error, _ in found] == [BOOT, FILES[3]]
+    assert [error.split(" is ")[0] for error, _ in found] == [BOOT, FILES[-1]]
     own.macvm("shim", "install", "eth0", "--dry-run", status=4)
     assert f"{BOOT} stays: macvm did not write it" in own.macvm("shim", "uninstall").stderr
     assert etc(own) == before

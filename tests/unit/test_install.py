@@ -27,9 +27,10 @@ pytestmark = pytest.mark.usefixtures("as_root")
 
 BOOT = "etc/systemd/system/macvm-shims.service"
 WATCH = "etc/systemd/system/macvm-shims-watch.service"
+NETWORKS = tuple(f"etc/systemd/system/{daemon}.service.d/macvm-networks.conf" for daemon in ("libvirtd", "virtqemud"))
 NETWORKD = "etc/systemd/network/05-macvm.network"
 NETWORK_MANAGER = "etc/NetworkManager/conf.d/90-macvm.conf"
-FILES = (BOOT, WATCH, NETWORKD, NETWORK_MANAGER)
+FILES = (BOOT, WATCH, *NETWORKS, NETWORKD, NETWORK_MANAGER)
 WANTS = Path("etc/systemd/system/multi-user.target.wants")
 
 
@@ -95,7 +96,7 @@ def words(dump: str) -> list[str]:
 def test_systemd_takes_both_units(root: Path, program: Path, systemd: Callable[[Path], str]) -> None:
     install.install(context(), program, root)
     boot, watch = systemd(root / BOOT), systemd(root / WATCH)
-    assert words(boot) == [str(program), "shim", "up"]
+    assert words(boot) == [str(program), "shim", "up", "--known"]
     assert words(watch) == [str(program), "shim", "watch"]
     after = {word.split()[0] for word in value(boot, "After")}
     assert after >= {"network-online.target", "libvirtd.service", "virtqemud.service"}
@@ -130,9 +131,31 @@ def test_systemd_reads_every_path_as_it_was_meant(
     called, *arguments = words(dump)
     assert called == str(program), "its own path systemd takes as it is"
     # This is before variables are put in, when `$$` becomes `$`.
-    wanted = ["--state-dir", f'/srv/{name}\\"', "--connect", connect, "shim", "up"]
+    wanted = ["--state-dir", f'/srv/{name}\\"', "--connect", connect, "shim", "up", "--known"]
     assert arguments == [one.replace("$", "$$") for one in wanted]
     assert value(dump, "RequiresMountsFor") == [f'/srv/{name}\\" (origin-file)']
+
+
+@pytest.mark.parametrize("daemon", ["libvirtd", "virtqemud"])
+@pytest.mark.parametrize("name", ["bin", "a b", "50%", "$HOME"])
+def test_systemd_has_either_daemon_wait_for_its_links(
+    tmp_path: Path, root: Path, systemd: Callable[[Path], str], daemon: str, name: str
+) -> None:
+    program = tmp_path / name / "macvm"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    install.install(context(state_dir="/srv/$x"), program, root)
+    unit = root / f"etc/systemd/system/{daemon}.service"
+    unit.write_text("[Service]\nType=notify\nExecStart=/bin/true\n")
+    dump = systemd(unit)
+    before, itself = value(dump, "Command Line")
+    said = subprocess.run(["bash", "-c", f"printf '%s\\0' {before}"], capture_output=True, text=True, check=True)
+    called = ["timeout", "10", *(word.replace("$", "$$") for word in (str(program), "--state-dir", "/srv/$x"))]
+    assert said.stdout.split("\0")[:-1] == [*called, "network", "up"]
+    assert itself == "/bin/true"
+    assert value(dump, "ExecStartPre") == []
+    assert "network-online.target" in {word.split()[0] for word in value(dump, "After")}
+    assert "network-online.target" not in {word.split()[0] for word in value(dump, "Wants")}
 
 
 @pytest.mark.parametrize("name", ['a"b', "a'b", "a\\b", "a\nb", "a\u202eb", "a\udcffb"])
@@ -276,7 +299,7 @@ def test_only_what_differs_from_the_defaults_is_said(
     monkeypatch.setenv("MACVM_STATE_DIR", "/srv/vms")
     settings = load_settings(Options(), os.environ)
     install.install(Context(settings, Hypervisor(settings.connect, readonly=True)), program, root)
-    assert f"ExecStart={program} --state-dir /srv/vms shim up\n" in (root / BOOT).read_text(), (
+    assert f"ExecStart={program} --state-dir /srv/vms shim up --known\n" in (root / BOOT).read_text(), (
         "no boot has the environment"
     )
 
@@ -415,7 +438,7 @@ def test_dry_runs_do_nothing(macvm: Callable[..., Ran], tmp_path: Path) -> None:
     state = str(tmp_path / "state")
     ran = macvm("--state-dir", state, "shim", "install", "--dry-run")
     assert ran.status == 0, ran
-    assert ran.out.splitlines()[:4] == [f"write /{name}" for name in FILES]
+    assert ran.out.splitlines()[: len(FILES)] == [f"write /{name}" for name in FILES]
     assert not Path("/", BOOT).exists()
     assert macvm("--state-dir", state, "shim", "uninstall", "--dry-run").out == ""
     assert not Path(state).exists()
