@@ -45,10 +45,14 @@ def shown(url: str) -> str:
     """The address as it may be shown: no password, and no query, which may be a key as well."""
     try:
         parts = urlsplit(url)
-        host = parts.netloc.rpartition("@")[2]
-        user = f"{parts.username}:***@" if parts.password else f"{parts.username}@" if parts.username else ""
     except ValueError:
         return "the address"
+    if not parts.netloc:
+        # me:password@host, where the scheme was left out.
+        return "the address" if "@" in url else printable(url, 200)
+    login, _, host = parts.netloc.rpartition("@")
+    name, colon, _ = login.partition(":")
+    user = f"{name}:***@" if colon else f"{name}@" if name else ""
     text = f"{parts.scheme}://{user}{host}{parts.path}" + ("?…" if parts.query else "")
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text[:300])
 
