@@ -150,10 +150,13 @@ class Context:
         return Journal(self.store, self.checkpoint, self.clock)
 
     @contextlib.contextmanager
-    def lock(self, name: str) -> Iterator[None]:
-        """Holds a named lock over all macvm processes of this state directory."""
+    def lock(self, name: str, waiting: str = "") -> Iterator[None]:
+        """Holds a named lock over all macvm processes of this state directory; says `waiting` where another has it."""
         # Two names may share a byte: that costs a wait, nothing else.
-        held = locks.wait_for_lock(self.state_dir, zlib.crc32(name.encode()) % 1024)
+        byte = zlib.crc32(name.encode()) % 1024
+        if waiting and locks.is_locked(self.state_dir, byte):
+            self.say(waiting)
+        held = locks.wait_for_lock(self.state_dir, byte)
         try:
             yield
         finally:

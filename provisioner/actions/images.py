@@ -1,44 +1,50 @@
-"""The local images: import, build, list, delete."""
+"""The local images: import, build, list, verify, delete."""
 
 from __future__ import annotations
 
-import re
+import contextlib
 import tempfile
-import tomllib
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from provisioner.actions.catalogue import find_entry
 from provisioner.context import Context
-from provisioner.errors import NotFound, Taken, Unable, Usage
+from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
 from provisioner.host import disks
 from provisioner.host.leases import now
 from provisioner.host.store import Store, StoredImage
+from provisioner.model.catalogue import check_version, version_key
+from provisioner.model.checksum import Checksum
+from provisioner.model.found import FoundMachine
 from provisioner.model.names import check_name, printable
-from provisioner.resources import resource
 
-_VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,62}", re.ASCII)
-
-
-class CatalogueEntry(NamedTuple):
-    """How an image's guests are used: login and password for the console, and whether user-data must be a script."""
-
-    name: str
-    login: str
-    password: str = ""
-    script_only: bool = False
-    takes_keys: bool = True
+#: The version of a build that was replaced by another of the same name and version, while disks are overlays of it.
+_REPLACED = "replaced-"
 
 
-@cache
-def catalogue() -> dict[str, CatalogueEntry]:
-    """The shipped catalogue, by image name."""
-    entries = tomllib.loads(resource("images", "catalog.toml").read_text())
-    return {name: CatalogueEntry(name=name, **facts) for name, facts in entries.items()}
+class Verified(NamedTuple):
+    """An image that was read again; `problems` are empty where all of it is as it was stored."""
+
+    image: StoredImage
+    problems: tuple[str, ...]
+
+
+class Made(NamedTuple):
+    """A file that became an image: where it was pulled from, and its checksum, as its publisher says them."""
+
+    source: str = ""
+    checksum: Checksum | None = None
+
+
+def title(image: StoredImage) -> str:
+    """`NAME:VERSION`, or `NAME` of an image without a version."""
+    return f"{image.name}:{image.version}" if image.version else image.name
 
 
 def image_path(context: Context, image: StoredImage) -> Path:
-    return context.images_dir / f"{image.digest}.qcow2"
+    """One that is not here yet has no digest."""
+    return context.images_dir / f"{image.digest or 'SHA256'}.qcow2"
 
 
 def find_image(images: list[StoredImage], wanted: str) -> StoredImage | None:
@@ -48,62 +54,131 @@ def find_image(images: list[StoredImage], wanted: str) -> StoredImage | None:
     return max(found, key=_age, default=None)
 
 
-def _age(image: StoredImage) -> tuple[list[int], str]:
-    numbers = [int(part) for part in image.version.split(".") if part.isdecimal()]
-    return numbers, image.added
+def _age(image: StoredImage) -> tuple[bool, tuple[int, ...], str]:
+    return not image.version.startswith(_REPLACED), version_key(image.version), image.added
 
 
-def choose_image(images: list[StoredImage], wanted: str) -> StoredImage:
-    """The image of that name, or the default one: the newest CirrOS, else tiny. Raises NotFound."""
-    if wanted:
-        image = find_image(images, wanted)
-        if image is None:
-            here = ", ".join(sorted({image.name for image in images})) or "none"
-            hint = f"images here: {here}; macvm image import FILE NAME, or macvm image build tiny"
-            raise NotFound(f"there is no image {printable(wanted)} here", hint)
-        return image
-    image = find_image(images, "cirros") or find_image(images, "tiny")
-    if image is None:
-        raise NotFound("there is no image here yet", "macvm image build tiny, or macvm image import FILE NAME")
-    return image
+def find_default(images: list[StoredImage]) -> StoredImage | None:
+    """The newest CirrOS, else tiny."""
+    return find_image(images, "cirros") or find_image(images, "tiny")
 
 
 def check_base(context: Context, image: StoredImage) -> None:
     """Raises Unable where the base under the overlays is not what it was: guests would read wrong data, and
     `qemu-img check` would find nothing. Read again only where the file's stamp has changed."""
     path = image_path(context, image)
-    hint = "put the image back: macvm image build tiny, or macvm image import FILE NAME"
+    hint = f"put the image back: {_way_back(image)}"
     try:
         stamp = disks.stamp(path)
     except OSError as error:
         raise Unable(f"the image {image.name} is missing: {path}: {error.strerror}", hint) from error
     if stamp == image.stamp:
         return
-    if disks.sha256(path) != image.digest:
+    if disks.digest_of(path) != image.digest:
         raise Unable(f"the image {image.name} has changed since it was stored: {path}", hint)
+
+
+def _way_back(image: StoredImage) -> str:
+    if image.name == "tiny":
+        return "macvm image build tiny"
+    return f"macvm image pull {title(image)}" if image.source else f"macvm image import FILE {title(image)}"
+
+
+def check_base_of(context: Context, machine: FoundMachine) -> None:
+    """As `check_base`, of the image that a machine was made from; of one that the store does not know by its content.
+
+    Raises Unable.
+    """
+    base = machine.marks.base if machine.marks else ""
+    if not base:
+        return
+    image = next((image for image in context.store.images() if image.digest == base), None)
+    if image:
+        return check_base(context, image)
+    path = context.images_dir / f"{base}.qcow2"
+    problem = _problem(path, {})
+    if problem:
+        raise Unable(f"the base image of {machine.name} is not as it was: {problem}", f"put back {path}")
 
 
 def list_images(store: Store | None) -> list[StoredImage]:
     return store.images() if store else []
 
 
-def import_image(context: Context, source: Path, wanted: str, checksum: str) -> StoredImage:
-    """Raises NotFound, Taken, ImageRefused."""
+def verify(context: Context, wanted: str) -> list[Verified]:
+    """Reads the files of an image, or of all, again. Raises NotFound."""
+    images = list_images(context.reading_store)
+    if wanted:
+        images = [get_image(images, wanted)]
+    known: dict[Path, str] = {}
+    found = []
+    for image in images:
+        problems = [_problem(path, known) for path in _files_of(context, image, [])]
+        found.append(Verified(image, tuple(filter(None, problems))))
+    return found
+
+
+def _problem(path: Path, known: dict[Path, str]) -> str:
+    """What is wrong with a file that is named by its digest, or "". `known` are files that were read already."""
+    if path not in known:
+        try:
+            digest = disks.digest_of(path)
+            known[path] = "" if digest == path.stem else f"{path} has changed: its sha256 is {digest}"
+        except OSError as error:
+            known[path] = f"{path} cannot be read: {error.strerror}"
+    return known[path]
+
+
+def get_image(images: list[StoredImage], wanted: str) -> StoredImage:
+    """`find_image`, or NotFound."""
+    image = find_image(images, wanted)
+    if image is None:
+        raise NotFound(f"there is no image {printable(wanted)} here", "`macvm image list` shows those that are")
+    return image
+
+
+def split_name(wanted: str) -> tuple[str, str]:
+    """Name and version of `NAME[:VERSION]`. Raises Usage."""
+    name, colon, version = wanted.partition(":")
+    return check_name(name, "an image name"), check_version(version) if colon else ""
+
+
+def import_image(context: Context, source: Path, wanted: str, checksum: Checksum | None) -> StoredImage:
+    """Takes a file, packed or not, into the store. Raises NotFound, Taken, ImageRefused."""
     context.require_local_root("importing an image")
-    name, _, version = wanted.partition(":")
-    check_name(name, "an image name")
-    if version and not _VERSION.fullmatch(version):
-        raise Usage(f"{printable(version)} cannot be an image's version", "letters, digits, and . _ + -, such as 0.6.2")
+    name, version = split_name(wanted)
     images = context.store.images()
     context.say(f"checking and storing {source}")
-    disk = disks.import_disk(source, context.images_dir, checksum)
+    disks.check_file(source, checksum)
+    with _unpacked(context, source) as (disk, is_ours):
+        stored = disks.import_disk(disk, context.images_dir, move=is_ours)
     # The same bytes again put back a base that was lost or spoilt.
-    if any((image.name, image.version) == (name, version) and image.digest != disk.digest for image in images):
-        if all(image.digest != disk.digest for image in images) and not users_of(context, disk.path):
-            disks.remove_file(disk.path, context.images_dir)
+    if any((image.name, image.version) == (name, version) and image.digest != stored.digest for image in images):
+        if all(image.digest != stored.digest for image in images) and not users_of(context, stored.path):
+            disks.remove_file(stored.path, context.images_dir)
         hint = f"give it another version, such as {name}:2, or delete the old one: macvm image delete {wanted}"
         raise Taken(f"there is another image {wanted} already", hint)
-    return _add(context, disk, name, version)
+    return _add(context, stored, name, version, made=Made(checksum=checksum))
+
+
+def store_file(context: Context, file: Path, name: str, version: str, made: Made) -> StoredImage:
+    """Takes a file that was fetched into the store's own folder, and uses it up; replaces an older build of that name
+    and version. Raises ImageRefused."""
+    with _unpacked(context, file) as (disk, _):
+        stored = disks.import_disk(disk, context.images_dir, move=True)
+    return _replace(context, stored, name, version, made=made)
+
+
+@contextlib.contextmanager
+def _unpacked(context: Context, source: Path) -> Iterator[tuple[Path, bool]]:
+    """The disk in a file, and whether it is a temporary one that may be moved: unpacked where it was packed."""
+    from provisioner.host.unpack import unpack
+
+    with tempfile.TemporaryDirectory(prefix=".unpack-", dir=context.images_dir) as work:
+        # So that an error names what its reader knows.
+        target = Path(work) / (source.stem or "disk")
+        is_packed = unpack(source, target, disks.MOST_VIRTUAL)
+        yield (target, True) if is_packed else (source, False)
 
 
 def build_tiny(context: Context) -> StoredImage:
@@ -119,18 +194,47 @@ def build_tiny(context: Context) -> StoredImage:
         disk = disks.import_disk(built.disk, folder)
         kernel = disks.import_file(built.kernel, folder, ".vmlinuz")
         initrd = disks.import_file(built.initrd, folder, ".initrd")
-    old = find_image(context.store.images(), "tiny")
-    new = _add(context, disk, "tiny", "", kernel.name, initrd.name)
-    if old and old.digest != new.digest and not _overlays(context, image_path(context, old)):
+    return _replace(context, disk, "tiny", "", kernel.name, initrd.name)
+
+
+def _replace(
+    context: Context,
+    disk: disks.DiskImage,
+    name: str,
+    version: str,
+    kernel: str = "",
+    initrd: str = "",
+    made: Made = Made(),  # noqa: B008  # a value
+) -> StoredImage:
+    """The one of that name and version stays under another version while disks are overlays of it, else it goes."""
+    old = next((one for one in context.store.images() if (one.name, one.version) == (name, version)), None)
+    if old and old.digest != disk.digest and _is_base(context, image_path(context, old)):
+        context.store.add_image(old._replace(version=f"{_REPLACED}{old.digest[:12]}"))
+    new = _add(context, disk, name, version, kernel, initrd, made)
+    if old:
         for path in _files_of(context, old, context.store.images()):
             disks.remove_file(path, context.images_dir)
     return new
 
 
+def _is_base(context: Context, path: Path) -> bool:
+    """Whether any disk is an overlay of it; to be on the safe side where libvirt cannot be asked."""
+    try:
+        return bool(_overlays(context, path) or users_of(context, path))
+    except HypervisorFailed:
+        return True
+
+
 def _add(
-    context: Context, disk: disks.DiskImage, name: str, version: str, kernel: str = "", initrd: str = ""
+    context: Context,
+    disk: disks.DiskImage,
+    name: str,
+    version: str,
+    kernel: str = "",
+    initrd: str = "",
+    made: Made = Made(),  # noqa: B008  # a value
 ) -> StoredImage:
-    entry = catalogue().get(name)
+    entry = find_entry(name)
     image = StoredImage(
         name=name,
         version=version,
@@ -142,6 +246,8 @@ def _add(
         virtual_size=disk.virtual_size,
         stamp=disks.stamp(disk.path),
         added=now(),
+        source=made.source,
+        checksum=str(made.checksum or ""),
     )
     context.store.add_image(image)
     return image
@@ -163,9 +269,7 @@ def delete_image(context: Context, wanted: str) -> list[Path]:
 def find_deletable(context: Context, store: Store | None, wanted: str) -> tuple[StoredImage, list[Path]]:
     """The image, and the files that no other image has too. Raises NotFound, Taken."""
     images = list_images(store)
-    image = find_image(images, wanted)
-    if image is None:
-        raise NotFound(f"there is no image {printable(wanted)} here", "`macvm image list` shows those that are")
+    image = get_image(images, wanted)
     path = image_path(context, image)
     users = users_of(context, path)
     if users:

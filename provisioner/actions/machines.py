@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from provisioner.actions import addresses, images, passthrough, power, probing, shims
+from provisioner.actions import addresses, images, passthrough, power, probing, pulling, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.probing import InUse, Question
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
@@ -94,12 +94,31 @@ def check(context: Context, requests: Sequence[CreateRequest]) -> None:
     findings.finish()
 
 
+def with_images(
+    context: Context, requests: Sequence[CreateRequest], progress: pulling.Progress | None = None
+) -> list[CreateRequest]:
+    """The same, with images that are here: one that is not is pulled or imported, when nothing else stands in the way.
+
+    Raises Problems, and what the download or the image's file is refused for.
+    """
+    context.require_local_root("creating a VM")
+    sources = [pulling.lacking(context, request) for request in requests]
+    wanted = dict.fromkeys(source for source in sources if source)
+    if wanted:
+        check(context, requests)
+    brought = {source: images.title(pulling.bring(context, source, progress)) for source in wanted}
+    return [
+        request._replace(image=brought[source], checksum="") if source else request
+        for request, source in zip(requests, sources, strict=True)
+    ]
+
+
 def create(context: Context, request: CreateRequest, before_resume: BeforeResume | None = None) -> Created:
     """Makes and starts a machine, or leaves nothing behind.
 
-    Raises Problems from the plan, and what libvirt, the kernel or the disk refuse.
+    Raises Problems from the plan, and what libvirt, the kernel, the disk or an image's publisher refuse.
     """
-    context.require_local_root("creating a VM")
+    (request,) = with_images(context, [request])
     return _begin(context, make_plan(context, request), before_resume)
 
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from provisioner.actions import images
+from provisioner.actions import images, pulling
 from provisioner.actions.addresses import Segment
+from provisioner.actions.catalogue import catalogue
 from provisioner.actions.firmware import choose_firmware
 from provisioner.actions.removal import LOG_DIR
 from provisioner.actions.request import CreateRequest
@@ -27,7 +28,7 @@ from provisioner.model.machine import Machine
 from provisioner.model.names import check_name, printable
 from provisioner.model.nic import Nic
 from provisioner.model.seed import SeedRequest, seed_files, takes_script
-from provisioner.model.sizes import LEAST_MEMORY, human_size
+from provisioner.model.sizes import DEFAULT_MEMORY, LEAST_MEMORY, human_size
 from provisioner.resources import resource
 
 #: What QEMU's q35 takes.
@@ -82,6 +83,7 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
     image = None
     with findings.checking():
         image = _choose_image(context, request)
+        request = _sized(request, image, findings.notes)
     virt_type = request.virt_type
     with findings.checking():
         virt_type = _choose_virt_type(request.virt_type or context.settings.virt_type, findings.notes)
@@ -120,12 +122,12 @@ def _assemble(
 ) -> Plan:
     identity = str(uuid.uuid4())
     folder = context.machines_dir / identity
-    entry = images.catalogue().get(image.name) if image else None
+    entry = catalogue().get(image.name) if image else None
     login = image.login if image else ""
     machine = Machine(
         name=request.name,
         uuid=identity,
-        memory=request.memory,
+        memory=request.memory or DEFAULT_MEMORY,
         vcpus=request.vcpus,
         virt_type=virt_type,
         nics=nics,
@@ -174,9 +176,10 @@ def _assemble(
 
 
 def _check_sizes(request: CreateRequest) -> None:
-    if request.memory < LEAST_MEMORY:
+    memory = request.memory or DEFAULT_MEMORY
+    if memory < LEAST_MEMORY:
         raise Usage(
-            f"{human_size(request.memory)} of memory boots no guest", f"at least --memory {human_size(LEAST_MEMORY)}"
+            f"{human_size(memory)} of memory boots no guest", f"at least --memory {human_size(LEAST_MEMORY)}"
         )
     if request.disk_size and request.disk_size > disks.MOST_VIRTUAL:
         raise Usage(
@@ -184,9 +187,9 @@ def _check_sizes(request: CreateRequest) -> None:
             f"at most --disk {human_size(disks.MOST_VIRTUAL)}",
         )
     total = system.memory_total()
-    if request.memory > total:
+    if memory > total:
         raise Unable(
-            f"{human_size(request.memory)} of memory is more than this host has, {human_size(total)}",
+            f"{human_size(memory)} of memory is more than this host has, {human_size(total)}",
             "ask for less with --memory",
         )
     if not 1 <= request.vcpus <= _MOST_VCPUS:
@@ -194,12 +197,11 @@ def _check_sizes(request: CreateRequest) -> None:
 
 
 def _choose_image(context: Context, request: CreateRequest) -> StoredImage | None:
-    wanted = request.image or (context.settings.image if not request.boot else "")
-    if request.boot and not wanted:
+    image = pulling.choose(context, request)
+    if image is None:
         return None
-    store = context.reading_store
-    image = images.choose_image(images.list_images(store), wanted)
-    images.check_base(context, image)
+    if image.digest:
+        images.check_base(context, image)
     if request.disk_size and request.disk_size < image.virtual_size:
         raise Usage(
             f"a disk of {human_size(request.disk_size)} is smaller than the image {image.name}, "
@@ -207,6 +209,24 @@ def _choose_image(context: Context, request: CreateRequest) -> StoredImage | Non
             f"at least --disk {human_size(image.virtual_size)}, or leave it out",
         )
     return image
+
+
+def _sized(request: CreateRequest, image: StoredImage | None, notes: list[str]) -> CreateRequest:
+    """With at least the memory and the disk that the image works with; less was not asked for, or is refused."""
+    entry = catalogue().get(image.name) if image else None
+    if entry is None or image is None:
+        return request
+    least = human_size(entry.memory)
+    if request.memory and request.memory < entry.memory:
+        asked = human_size(request.memory)
+        raise Usage(f"{asked} of memory is less than {entry.name} works with, {least}", f"at least --memory {least}")
+    if request.disk_size and request.disk_size < entry.disk:
+        asked, least = human_size(request.disk_size), human_size(entry.disk)
+        raise Usage(f"a disk of {asked} is less than {entry.name} works with, {least}", f"at least --disk {least}")
+    if entry.memory > DEFAULT_MEMORY and not request.memory:
+        notes.append(f"{entry.name} gets {least} of memory: it works with no less")
+    disk = entry.disk if entry.disk > max(image.virtual_size, request.disk_size or 0) else request.disk_size
+    return request._replace(memory=request.memory or max(DEFAULT_MEMORY, entry.memory), disk_size=disk)
 
 
 def _choose_virt_type(wanted: str, notes: list[str]) -> str:
@@ -251,7 +271,7 @@ def _read_template(request: CreateRequest) -> tuple[bytes, str]:
 
 
 def _check_user_data(request: CreateRequest, image: StoredImage | None) -> None:
-    entry = images.catalogue().get(image.name) if image else None
+    entry = catalogue().get(image.name) if image else None
     if request.user_data and request.password:
         raise Usage("--password and --user-data exclude one another", "set the password in the user-data")
     if request.password and not (image and image.login):

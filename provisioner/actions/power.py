@@ -11,7 +11,7 @@ from provisioner.actions import images, passthrough, shims
 from provisioner.actions.parents import Links, check_parent
 from provisioner.actions.wiring import check_device_free
 from provisioner.context import Context
-from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp, Unable
+from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp
 from provisioner.host import links
 from provisioner.model.found import FoundMachine
 from provisioner.model.nic import Nic
@@ -116,15 +116,8 @@ def _check_before_start(context: Context, machine: FoundMachine) -> None:
     """What libvirt would say with "Device or resource busy", or not at all. Raises Problems."""
     problems: list[MacvmError] = []
     there, machines = Links.read(), context.hypervisor.machines()
-    base = machine.marks.base if machine.marks else ""
-    image = next((image for image in context.store.images() if image.digest == base), None)
     try:
-        if image:
-            images.check_base(context, image)
-        elif base and not (context.images_dir / f"{base}.qcow2").exists():
-            raise Unable(
-                f"the base image of {machine.name} is missing: {context.images_dir}/{base}.qcow2", "put it back"
-            )
+        images.check_base_of(context, machine)
     except MacvmError as error:
         problems.append(error)
     for nic in machine.nics:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from provisioner.actions import attaching, images, networks, nic_changes, nics, passthrough, shim_preview, shims
 from provisioner.actions.plan import Plan, make_plan
+from provisioner.actions.pulling import bringing_lines
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.context import Context
 from provisioner.errors import Unable
@@ -35,7 +36,7 @@ def _mask(line: str) -> str:
 
 def _create_steps(context: Context, plan: Plan) -> list[str]:
     machine = plan.machine
-    lines = []
+    lines = bringing_lines(context, plan.image) if plan.image else []
     if plan.image and machine.disk:
         base = str(images.image_path(context, plan.image))
         size = [str(plan.disk_size)] if plan.disk_size else []

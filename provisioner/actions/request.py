@@ -24,12 +24,16 @@ class NicRequest(NamedTuple):
 
 
 class CreateRequest(NamedTuple):
-    """One machine. `memory` and `disk_size` in bytes; `ssh_keys` None for the invoking user's own."""
+    """One machine. `image` is NAME[:VERSION], FILE or URL, "" for the default one; `checksum` that of the last two, and
+    `insecure` lets a URL go without. `memory` and `disk_size` in bytes, None for what the image wants; `ssh_keys` None
+    for the invoking user's own."""
 
     name: str
     nics: tuple[NicRequest, ...]
     image: str = ""
-    memory: int = 512 << 20
+    checksum: str = ""
+    insecure: bool = False
+    memory: int | None = None
     vcpus: int = 1
     disk_size: int | None = None
     ssh_keys: tuple[str, ...] | None = None

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from provisioner.actions import images, reaching
+from provisioner.actions import reaching
+from provisioner.actions.catalogue import find_entry
 from provisioner.actions.reaching import Reached
 from provisioner.actions.views import MachineView
 from provisioner.context import Context
@@ -97,7 +98,7 @@ def _get(context: Context, name: str) -> tuple[MachineView, Reached]:
 
 
 def _target(context: Context, machine: MachineView, address: str, known_hosts: Path, keys: tuple[Path, ...]) -> Target:
-    entry = images.catalogue().get((machine.image or "").partition(":")[0])
+    entry = find_entry((machine.image or "").partition(":")[0])
     user = entry.login if entry and entry.login else None
     return Target(machine.name, address, user, machine.uuid or machine.name, known_hosts, keys)
 

@@ -70,6 +70,25 @@ def network_names(ctx: click.Context, param: click.Parameter, incomplete: str) -
     return [_item(name, text) for name, text in found if name.startswith(incomplete) and name not in given]
 
 
+def image_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The images that are here, without versions: bash ends a word at a colon."""
+
+    def look(context: Context) -> list[str]:
+        from provisioner.actions import images
+
+        return sorted({image.name for image in images.list_images(context.reading_store)})
+
+    return [_item(name, "") for name in _ask(ctx, look) or () if name.startswith(incomplete)]
+
+
+def pullable_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The images of the catalogue that can be pulled."""
+    from provisioner.actions import pulling
+
+    names = dict.fromkeys(offer.source.name for offer in pulling.offers([]))
+    return [_item(name, "") for name in names if name.startswith(incomplete)]
+
+
 def endpoint_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The endpoints there are."""
 

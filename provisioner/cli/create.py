@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from provisioner.actions import machines, preview, views
+from provisioner.actions import machines, preview, pulling, views
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
 from provisioner.cli.machines import open_console, require_terminal
+from provisioner.cli.progress import showing_progress
 from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
@@ -37,8 +39,14 @@ _PATH = click.Path(path_type=Path)
 @click.option("--mac", type=parameters.MAC, help="The NIC's MAC; default: macvm chooses.")
 @click.option("--mtu", type=parameters.MTU, help="The NIC's MTU, at most the parent's.")
 @click.option("--nic", "nics", multiple=True, metavar="KEY=VALUE,…", help="One more NIC; `--nic help` lists the keys.")
-@click.option("--image", default="", metavar="NAME[:VERSION]", help="Default: the newest CirrOS here, else tiny.")
-@click.option("--memory", type=parameters.MEMORY, default="512", metavar="SIZE", help="MiB, or 512M, 2G.  [512]")
+@click.option(
+    "--image", default="", metavar="NAME[:VERSION]|FILE|URL", help="Default: the newest CirrOS here, else tiny."
+)
+@click.option("--checksum", default="", metavar="sha256:…", help="The FILE's or URL's, as its publisher says.")
+@click.option("--insecure-no-checksum", "insecure", is_flag=True, help="Take a URL that nothing vouches for.")
+@click.option(
+    "--memory", type=parameters.MEMORY, metavar="SIZE", help="MiB, or 512M, 2G.  [512, or what the image needs]"
+)
 @click.option("--vcpus", type=int, default=1, metavar="N", help="Virtual CPUs.  [1]")
 @click.option("--disk", type=parameters.DISK, metavar="SIZE", help="Size of the disk; default: the image's.")
 @click.option(
@@ -94,11 +102,14 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
             given["ssh_keys"] = [Path(context.settings.ssh_key).expanduser()]
         request = _request(machines.unused_name(context) if name is None else name, **given)
         what = _what_to_wait_for(request, wait_for, console)
+        request = _with_first_image(context, request, dry_run)
         requests = [request] if count is None else machines.numbered(request, count)
         if dry_run:
             for one in requests:
                 click.echo(preview.create(context, one))
             return
+        with showing_progress() as progress:
+            requests = machines.with_images(context, requests, progress)
         names = _create_and_wait(context, requests, what, timeout) if what else _create_all(context, requests)
         _print(context, options, names, alone=count is None)
     if console:
@@ -144,7 +155,7 @@ def _request(
     virt_type: str | None,
     ssh_keys: Sequence[Path],
     user_data: Path | None,
-    memory: int,
+    memory: int | None,
     disk: int | None,
     no_start: bool,
     no_shim: bool,
@@ -179,6 +190,16 @@ def _request(
         probe=parameters.one_pace(probe, no_probe),
         **same,
     )
+
+
+def _with_first_image(context: Context, request: CreateRequest, dry_run: bool) -> CreateRequest:
+    """Offers CirrOS where there is no image yet, on a terminal: nothing is downloaded that nobody asked for."""
+    if not pulling.needs_first(context, request) or dry_run or not sys.stdin.isatty():
+        return request
+    source = pulling.first_choice()
+    size = f", {source.size}" if source.size else ""
+    click.confirm(f"There is no image here yet. Pull {source.title}{size}?", default=True, abort=True, err=True)
+    return request._replace(image=source.title)
 
 
 def _create_all(

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from provisioner.actions import images, preview
+from provisioner.actions import images, preview, pulling
+from provisioner.actions.catalogue import look
 from provisioner.cli import render
 from provisioner.cli.base import group, options_of
+from provisioner.cli.completion import image_names, pullable_names
+from provisioner.cli.progress import showing_progress
 from provisioner.cli.run import changing, confirm, looking, tell
-from provisioner.errors import Usage
+from provisioner.context import Options
+from provisioner.errors import MacvmError, Problems, Usage
 from provisioner.host.store import StoredImage
+from provisioner.model.checksum import Checksum, parse_checksum
 from provisioner.model.sizes import human_size
 
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")
+_INSECURE = click.option(
+    "--insecure-no-checksum", "insecure", is_flag=True, help="Take a URL that nothing vouches for."
+)
 
 
 @group()
@@ -22,58 +31,120 @@ def image() -> None:
     """The images that VMs are made from."""
 
 
-def _title(found: StoredImage) -> str:
-    return f"{found.name}:{found.version}" if found.version else found.name
+def _as_json(found: StoredImage) -> dict[str, Any]:
+    kept = ("name", "version", "digest", "size", "virtual_size", "login", "added", "source", "checksum")
+    return {key: getattr(found, key) for key in kept} | {"local": True}
 
 
-def _as_json(found: StoredImage) -> dict[str, object]:
-    kept = ("name", "version", "digest", "size", "virtual_size", "login", "added")
-    return {key: getattr(found, key) for key in kept}
+def _offer_as_json(offer: pulling.Offer) -> dict[str, Any]:
+    """One of the catalogue that is not here has the keys of one that is, null where they are not known."""
+    pinned = offer.source.checksum
+    release = offer.source.release
+    return {
+        "name": offer.source.name,
+        "version": offer.source.version,
+        "digest": pinned.digest if pinned and pinned.algorithm == "sha256" else None,
+        "size": release.size or None if release else None,
+        "virtual_size": None,
+        "login": offer.entry.login,
+        "added": None,
+        "source": offer.source.url,
+        "checksum": str(pinned or ""),
+        "local": False,
+    }
 
 
-def _print_one(found: StoredImage) -> None:
+def _print_one(found: StoredImage, said: str = "stored", **more: object) -> None:
     options = options_of(click.get_current_context())
     if options.output == "json":
-        render.print_json(_as_json(found))
+        render.print_json(_as_json(found) | more)
     elif options.output == "name":
-        render.print_names([_title(found)])
+        render.print_names([images.title(found)])
     else:
-        tell(f"stored: {_title(found)}, {human_size(found.size)}, sha256 {found.digest}")
+        tell(f"{said}: {images.title(found)}, {human_size(found.size)}, sha256 {found.digest}")
 
 
 @image.command("list")
-def list_() -> None:
-    """List the images that are here."""
+@click.option("--local", "only_local", is_flag=True, help="Only those that are here.")
+def list_(only_local: bool) -> None:
+    """List the images that are here, and those of the catalogue that can be pulled."""
     with looking(libvirt=False) as (context, options):
         found = images.list_images(context.reading_store)
+        offers = [] if only_local else pulling.offers(found)
+        for problem in [] if only_local else look()[1]:
+            tell(f"warning: {problem.message}")
         if options.output == "json":
-            render.print_json([_as_json(one) for one in found])
+            render.print_json([*map(_as_json, found), *map(_offer_as_json, offers)])
         elif options.output == "name":
-            render.print_names(_title(one) for one in found)
+            render.print_names([*map(images.title, found), *(offer.source.title for offer in offers)])
         else:
-            rows = [
-                (one.name, one.version, human_size(one.size), human_size(one.virtual_size), one.login, one.digest[:12])
-                for one in found
-            ]
-            render.print_table(("NAME", "VERSION", "SIZE", "DISK", "LOGIN", "DIGEST"), rows)
+            render.print_table(
+                ("NAME", "VERSION", "SIZE", "DISK", "LOGIN", "DIGEST"), [*map(_row, found), *map(_offer_row, offers)]
+            )
+
+
+def _row(one: StoredImage) -> tuple[str, ...]:
+    return (one.name, one.version, human_size(one.size), human_size(one.virtual_size), one.login, one.digest[:12])
+
+
+def _offer_row(offer: pulling.Offer) -> tuple[str, ...]:
+    return (offer.source.name, offer.source.version, offer.source.size, "", offer.entry.login, "(to pull)")
+
+
+@image.command()
+@click.argument("name", metavar="NAME[:VERSION]", shell_complete=pullable_names)
+@_DRY_RUN
+def pull(name: str, dry_run: bool) -> None:
+    """Fetch an image of the catalogue, for this host's architecture; the newest without a VERSION.
+
+    What is here already is fetched again only where its publisher has a newer build of it.
+    """
+    source = pulling.find_release(name)
+    if dry_run:
+        with looking(libvirt=False) as (context, _):
+            click.echo("\n".join(pulling.preview(context, source)))
+        return
+    with changing(libvirt=False) as (context, _), showing_progress() as progress:
+        found = pulling.pull(context, source, progress)
+    _print_one(found.image, "stored" if found.fetched else "here already, and the same", fetched=found.fetched)
 
 
 @image.command("import")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE|URL")
 @click.argument("name", metavar="NAME[:VERSION]")
 @click.option("--checksum", default="", metavar="sha256:…", help="The file's, as its publisher says.")
+@_INSECURE
 @_DRY_RUN
-def import_(file: Path, name: str, checksum: str, dry_run: bool) -> None:
-    """Take a raw or qcow2 disk into the local images."""
-    kind, _, digest = checksum.partition(":")
-    if checksum and (kind != "sha256" or len(digest) != 64 or set(digest.lower()) - set("0123456789abcdef")):
-        raise Usage(f"--checksum {checksum} is not understood", "sha256: and 64 hexadecimal digits")
+def import_(file: str, name: str, checksum: str, insecure: bool, dry_run: bool) -> None:
+    """Take a disk into the local images: raw or qcow2, or one of them packed by xz, gzip or zstd."""
+    given = _checksum(checksum)
+    if "://" in file:
+        return _import_url(file, name, checksum, insecure, dry_run)
     if dry_run:
         click.echo(f"would check {file} and copy it into the image store as {name}")
         return
     with changing(libvirt=False) as (context, _):
-        found = images.import_image(context, file.absolute(), name, digest)
+        found = images.import_image(context, Path(file).absolute(), name, given)
     _print_one(found)
+
+
+def _checksum(text: str) -> Checksum | None:
+    try:
+        return parse_checksum(text) if text else None
+    except Usage as error:
+        raise Usage(f"--checksum {text[:200]} is not understood", error.hint) from error
+
+
+def _import_url(url: str, title: str, checksum: str, insecure: bool, dry_run: bool) -> None:
+    name, version = images.split_name(title)
+    source = pulling.find_source(url, checksum, insecure=insecure)._replace(name=name, version=version)
+    if dry_run:
+        with looking(libvirt=False) as (context, _):
+            click.echo("\n".join(pulling.preview(context, source)))
+        return
+    with changing(libvirt=False) as (context, _), showing_progress() as progress:
+        found = pulling.pull(context, source, progress)
+    _print_one(found.image)
 
 
 @image.command()
@@ -90,7 +161,35 @@ def build(recipe: str, dry_run: bool) -> None:
 
 
 @image.command()
-@click.argument("name", metavar="NAME[:VERSION]")
+@click.argument("name", metavar="[NAME[:VERSION]]", default="", shell_complete=image_names)
+def verify(name: str) -> None:
+    """Read all images that are here again, or one: each must still be what was stored."""
+    with looking(libvirt=False) as (context, options):
+        found = images.verify(context, name)
+    _print_verified(found, options)
+    hint = "put the image back: macvm image pull, build or import it again; until then its VMs are not started"
+    problems: list[MacvmError] = [
+        MacvmError(f"the image {images.title(one.image)}: {problem}", hint) for one in found for problem in one.problems
+    ]
+    if problems:
+        raise Problems(problems)
+
+
+def _print_verified(found: list[images.Verified], options: Options) -> None:
+    if options.output == "json":
+        facts = ("name", "version", "digest")
+        rows = [{key: getattr(one.image, key) for key in facts} | {"problems": one.problems} for one in found]
+        render.print_json(rows)
+    elif options.output == "name":
+        render.print_names(images.title(one.image) for one in found if not one.problems)
+    else:
+        for one in found:
+            if not one.problems:
+                tell(f"as it was stored: {images.title(one.image)}")
+
+
+@image.command()
+@click.argument("name", metavar="NAME[:VERSION]", shell_complete=image_names)
 @_DRY_RUN
 def delete(name: str, dry_run: bool) -> None:
     """Delete an image that no VM's disk is an overlay of."""

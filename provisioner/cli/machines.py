@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import click
 
-from provisioner.actions import images, machines, power, preview
+from provisioner.actions import machines, power, preview
+from provisioner.actions.catalogue import find_entry
 from provisioner.cli import render, words
 from provisioner.cli.base import Command, options_of
 from provisioner.cli.completion import machine_names
@@ -144,7 +145,7 @@ def open_console(name: str) -> None:
             raise Usage(f"{machine.name} is off, and has no console now", f"macvm start {machine.name}")
     require_terminal(machine.name)
     marks = machine.marks
-    entry = images.catalogue().get(marks.image.partition(":")[0]) if marks else None
+    entry = find_entry(marks.image.partition(":")[0]) if marks else None
     if entry and marks and entry.login:
         password = "the one it was created with" if marks.password else entry.password
         tell(f"login: {entry.login}" + (f", password: {password}" if password else ""))

@@ -12,6 +12,8 @@ _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
 
 #: Less than this boots no kernel that macvm knows of.
 LEAST_MEMORY = 32 << 20
+#: What a machine gets that is not said to have more, or less.
+DEFAULT_MEMORY = 512 << 20
 
 
 def parse_size(text: str, *, plain_unit: str = "m", what: str = "size") -> int:

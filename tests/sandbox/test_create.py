@@ -214,7 +214,7 @@ def test_qemu_is_not_root_and_nobody_else_reads_the_seed(guests: KvmHost) -> Non
 
 
 def test_the_base_image_is_never_written_to(guests: KvmHost) -> None:
-    (image,) = guests.json("image", "list")
+    (image,) = guests.json("image", "list", "--local")
     path = f"{STATE}/images/{image['digest']}.qcow2"
     assert guests.sh(f"stat -c '%a %u' {path}").split() == ["444", "0"]
     assert guests.sh(f"sha256sum {path}").split()[0] == image["digest"]

@@ -199,7 +199,7 @@ def test_the_keys_of_nic(macvm: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("-o", "json", "image", "list"), ("image", "-o", "json", "list"), ("image", "list", "-o", "json")]
+    "words", [("-o", "json", "network", "list"), ("network", "-o", "json", "list"), ("network", "list", "-o", "json")]
 )
 def test_global_options_stand_before_and_after(run: Run, words: tuple[str, ...]) -> None:
     ran = run(*words)
@@ -208,7 +208,7 @@ def test_global_options_stand_before_and_after(run: Run, words: tuple[str, ...])
 
 def test_the_option_nearest_the_end_wins(macvm: Run, tmp_path: Path) -> None:
     ran = macvm(
-        "--state-dir", "/nonexistent", "-o", "name", "image", "list", "-o", "json", "--state-dir", str(tmp_path)
+        "--state-dir", "/nonexistent", "-o", "name", "network", "list", "-o", "json", "--state-dir", str(tmp_path)
     )
     assert ran.out == "[]\n"
 

@@ -194,7 +194,7 @@ def test_a_disk_may_be_moved_into_the_store(folder: Path) -> None:
 def test_a_raw_disk_that_is_too_large_is_refused(tmp_path: Path, folder: Path) -> None:
     source = raw_disk(tmp_path / "disk")
     os.truncate(source, disks.MOST_VIRTUAL + 512)
-    with pytest.raises(ImageRefused, match="it is a disk of 8.0 TiB"):
+    with pytest.raises(ImageRefused, match=r"it is a disk of 8\.0 TiB"):
         disks.import_disk(source, folder)
     assert list(folder.iterdir()) == []
 

@@ -1,0 +1,374 @@
+"""Images that are not here yet: from the catalogue, from an address, or from a file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shlex
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from provisioner.actions import images
+from provisioner.actions.catalogue import catalogue, look
+from provisioner.actions.request import CreateRequest
+from provisioner.context import Context
+from provisioner.errors import MacvmError, NotFound, Taken, Usage
+from provisioner.host import disks
+from provisioner.host.store import StoredImage
+from provisioner.model.catalogue import CatalogueEntry, Release, version_key
+from provisioner.model.checksum import Checksum, find_checksum, parse_checksum
+from provisioner.model.names import printable
+from provisioner.model.sizes import human_size
+
+#: Bytes that are done, and bytes in all where the server says so.
+Progress = Callable[[int, int | None], None]
+
+#: A checksum file names some hundred files.
+_MOST_CHECKSUMS = 1 << 20
+
+#: What a killed pull left is gone on with for a week.
+_PULL, _KEEP = ".pull-", 7 * 24 * 3600.0
+
+_SUFFIXES = re.compile(r"(\.(qcow2|img|raw|xz|gz|zst))+$", re.IGNORECASE)
+_OTHERS = re.compile(r"[^a-z0-9]+")
+
+
+class Source(NamedTuple):
+    """Where an image comes from: `url`, or the file `path`. A `release` of the catalogue has its checksum, or says
+    where it is published. Without a version, it gets one from its digest."""
+
+    name: str
+    version: str = ""
+    url: str = ""
+    path: Path | None = None
+    checksum: Checksum | None = None
+    release: Release | None = None
+
+    @property
+    def title(self) -> str:
+        return f"{self.name}:{self.version}" if self.version else self.name
+
+    @property
+    def size(self) -> str:
+        """The download's, for people; "" where it is not known."""
+        return human_size(self.release.size) if self.release and self.release.size else ""
+
+
+class Pulled(NamedTuple):
+    """`fetched` is False where it was here already."""
+
+    image: StoredImage
+    fetched: bool
+
+
+class Offer(NamedTuple):
+    """What the catalogue has, and what its guests are like."""
+
+    source: Source
+    entry: CatalogueEntry
+
+
+def offers(stored: list[StoredImage]) -> list[Offer]:
+    """What can be pulled for this host's architecture and is not here, the newest of each first. Bad files of the
+    user's are left out."""
+    here = {(image.name, image.version) for image in stored}
+    arch = os.uname().machine
+    found = [
+        Offer(_of_release(entry.name, release), entry)
+        for entry in look()[0].values()
+        for release in sorted(entry.releases, key=lambda one: version_key(one.version), reverse=True)
+        if release.arch == arch
+    ]
+    return [offer for offer in found if (offer.source.name, offer.source.version) not in here]
+
+
+def _of_release(name: str, release: Release) -> Source:
+    return Source(name, release.version, release.url, checksum=release.checksum, release=release)
+
+
+def is_elsewhere(wanted: str) -> bool:
+    """Whether that is a FILE or URL: the name of an image has neither a slash nor, before its version, a dot."""
+    return "/" in wanted or "." in wanted.partition(":")[0]
+
+
+def find_source(wanted: str, checksum: str = "", *, insecure: bool = False) -> Source:
+    """What `NAME[:VERSION]`, FILE or URL stands for; `insecure`: a URL may go without a checksum.
+
+    Raises Usage, NotFound.
+    """
+    given = parse_checksum(checksum) if checksum else None
+    if not is_elsewhere(wanted):
+        if given:
+            raise Usage("--checksum is of a FILE or URL: the catalogue has its own", "leave it out, or name a file")
+        return find_release(wanted)
+    if "://" not in wanted:
+        path = Path(wanted).absolute()
+        return Source(_name_of(path.name), path=path, checksum=given)
+    if not wanted.startswith(("http://", "https://")):
+        raise Usage(f"{printable(wanted, 200)} is no address that macvm fetches from", "https://…, http://…, or a file")
+    if given is None and not insecure:
+        hint = "add --checksum sha256:…, from its publisher; or insist with --insecure-no-checksum"
+        raise Usage(f"nothing says what {printable(wanted, 200)} should be: it has no checksum", hint)
+    found = Release("", "", wanted)
+    return Source(_name_of(found.file_name), url=wanted, checksum=given)
+
+
+def _name_of(file_name: str) -> str:
+    """A name that an image may have, for a file."""
+    name = _OTHERS.sub("-", _SUFFIXES.sub("", file_name).lower()).strip("-")[:63].strip("-")
+    return name or "image"
+
+
+def find_release(wanted: str) -> Source:
+    """The catalogue's `NAME[:VERSION]` for this host's architecture. Raises Usage, NotFound."""
+    name, version = images.split_name(wanted)
+    entry = catalogue().get(name)
+    arch = os.uname().machine
+    release = entry.find_release(version, arch) if entry else None
+    if entry is None or release is None:
+        raise _not_in_catalogue(wanted, entry, arch)
+    return _of_release(name, release)
+
+
+def _not_in_catalogue(wanted: str, entry: CatalogueEntry | None, arch: str) -> NotFound:
+    if entry is None:
+        known = ", ".join(sorted(one.name for one in catalogue().values() if one.find_release("", arch)))
+        return NotFound(
+            f"the catalogue has no image {printable(wanted)}",
+            f"it has {known}; others: macvm image import FILE|URL NAME --checksum sha256:…",
+        )
+    versions = ", ".join(one.version for one in entry.releases if one.arch == arch)
+    message = f"the catalogue has no {printable(wanted)} for {arch}"
+    if entry.name == "tiny":
+        return NotFound(message, "macvm image build tiny")
+    return NotFound(message, f"it has {versions}" if versions else "macvm image import FILE NAME")
+
+
+def wanted_by(context: Context, request: CreateRequest) -> str:
+    """The image that was asked for; "" for the default one. With a kernel of the user's own, only what he says."""
+    return request.image or ("" if request.boot else context.settings.image)
+
+
+def lacking(context: Context, request: CreateRequest) -> Source | None:
+    """What is to be brought for a machine; None where it is here. Raises Usage, NotFound."""
+    wanted, checksum, insecure = wanted_by(context, request), request.checksum, request.insecure
+    if not wanted:
+        return None
+    stored = images.list_images(context.reading_store)
+    if is_elsewhere(wanted):
+        source = find_source(wanted, checksum, insecure=insecure)
+        # What a file has in it is known when it is read.
+        return source if source.path or not _find_here(stored, source, source.checksum) else None
+    if not checksum and images.find_image(stored, wanted):
+        return None
+    try:
+        return find_source(wanted, checksum)
+    except NotFound as error:
+        here = ", ".join(sorted({image.name for image in stored})) or "none"
+        raise NotFound(f"there is no image {printable(wanted)} here", f"images here: {here}; {error.hint}") from None
+
+
+def choose(context: Context, request: CreateRequest) -> StoredImage | None:
+    """The image that a machine is made from; one that is to be brought has no digest yet. None with a kernel alone.
+
+    Raises Usage, NotFound.
+    """
+    stored = images.list_images(context.reading_store)
+    wanted = wanted_by(context, request)
+    if not wanted:
+        image = None if request.boot else images.find_default(stored)
+        if image is None and not request.boot:
+            raise NotFound("there is no image here yet", _first_hint())
+        return image
+    if source := lacking(context, request):
+        return _to_come(source)
+    if is_elsewhere(wanted):
+        source = find_source(wanted, request.checksum, insecure=request.insecure)
+        return _find_here(stored, source, source.checksum)
+    return images.find_image(stored, wanted)
+
+
+def needs_first(context: Context, request: CreateRequest) -> bool:
+    """Whether a machine is to have the default image, and there is none."""
+    wants = not request.boot and not wanted_by(context, request)
+    return wants and images.find_default(images.list_images(context.reading_store)) is None
+
+
+def _to_come(source: Source) -> StoredImage:
+    entry = look()[0].get(source.name)
+    return StoredImage(
+        name=source.name,
+        version=source.version,
+        digest="",
+        login=entry.login if entry else "",
+        kernel="",
+        initrd="",
+        size=0,
+        virtual_size=0,
+        stamp="",
+        added="",
+        source=source.url or str(source.path),
+    )
+
+
+def preview(context: Context, source: Source) -> list[str]:
+    """The steps of a pull. Asks nobody: whether a newer build is there, only the publisher's file tells."""
+    here = images.list_images(context.reading_store)
+    if _find_here(here, source, source.checksum):
+        return [f"# {source.title} is here already, and the same"]
+    release = source.release
+    checked = (
+        [f"curl -fL {shlex.quote(release.checksums)}  # for its checksum"] if release and not release.checksum else []
+    )
+    return [*checked, *bringing_lines(context, _to_come(source)), f"# stored as {source.title}"]
+
+
+def bringing_lines(context: Context, image: StoredImage) -> list[str]:
+    """What amounts to bringing an image that is not here; empty for one that is."""
+    if image.digest:
+        return []
+    base = str(images.image_path(context, image))
+    how = ["curl", "-fLo", base, image.source] if "://" in image.source else ["cp", image.source, base]
+    return [shlex.join(how), f"sha256sum {shlex.quote(base)}"]
+
+
+def first_choice() -> Source:
+    """What is offered where there is no image yet: the newest CirrOS. Raises NotFound."""
+    return find_release("cirros")
+
+
+def _first_hint() -> str:
+    try:
+        source = first_choice()
+    except MacvmError:
+        return "macvm image build tiny, or macvm image import FILE NAME"
+    pull = f"macvm image pull cirros ({source.size})" if source.size else "macvm image pull cirros"
+    return f"{pull}, macvm image build tiny, or macvm image import FILE NAME"
+
+
+def bring(context: Context, source: Source, progress: Progress | None = None) -> StoredImage:
+    """The image, fetched or imported first where it is not here. Raises as `pull` does."""
+    return _take_file(context, source, source.path) if source.path else pull(context, source, progress).image
+
+
+def pull(context: Context, source: Source, progress: Progress | None = None) -> Pulled:
+    """Fetches an image, unless the same is here. Of two that pull the same, the second waits for the first.
+
+    Raises Unable, Taken, NotFound, Usage, DownloadFailed, ImageRefused.
+    """
+    from provisioner.host.download import fetch
+    from provisioner.host.web import shown
+
+    context.require_local_root("pulling an image")
+    folder = context.store.path.parent / context.images_dir.name
+    checksum = _checksum(source)
+    with context.lock(f"pull {source.url}", waiting=f"waiting for another macvm that pulls {source.title}"):
+        here = _find_here(context.store.images(), source, checksum)
+        if here and _is_whole(context, here):
+            return Pulled(here, False)
+        if not here:
+            _check_replaceable(context, source)
+        _forget_old(folder)
+        context.say(f"pulling {source.title} from {shown(source.url)}" + (f", {source.size}" if source.size else ""))
+        with _place(folder, source, checksum) as target:
+            fetch(source.url, target, checksum, progress=progress)
+            return Pulled(_store(context, source, target, checksum), True)
+
+
+def _checksum(source: Source) -> Checksum | None:
+    """The pinned one, or what the publisher's file says now."""
+    from provisioner.host.download import fetch_text
+
+    release = source.release
+    if not release or release.checksum:
+        return source.checksum
+    return find_checksum(fetch_text(release.checksums, _MOST_CHECKSUMS), release.file_name, release.algorithm)
+
+
+@contextlib.contextmanager
+def _place(folder: Path, source: Source, checksum: Checksum | None) -> Iterator[Path]:
+    """Where a download grows, under its publisher's name for it. What was cut off stays for the next pull."""
+    import hashlib
+
+    key = hashlib.sha256(f"{source.url} {checksum}".encode()).hexdigest()[:16]
+    place = folder / f"{_PULL}{key}"
+    place.mkdir(mode=0o700, exist_ok=True)
+    target = place / (urlsplit(source.url).path.rpartition("/")[2] or "image")
+    try:
+        yield target
+    finally:
+        target.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            place.rmdir()
+
+
+def _forget_old(folder: Path) -> None:
+    """Removes what was cut off long ago, and never asked for again."""
+    import shutil
+
+    for left in folder.glob(f"{_PULL}*"):
+        if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > _KEEP:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _store(context: Context, source: Source, file: Path, checksum: Checksum | None) -> StoredImage:
+    from provisioner.host.web import shown
+
+    version = source.version or (checksum.digest if checksum else disks.digest_of(file))[:12]
+    made = images.Made(shown(source.url), checksum)
+    context.say(f"checking and storing {source.name}:{version}")
+    return images.store_file(context, file, source.name, version, made)
+
+
+def _take_file(context: Context, source: Source, path: Path) -> StoredImage:
+    """The image that is made from a file of the user's, under its digest: the same file again is the same image."""
+    context.require_local_root("importing an image")
+    disks.check_file(path, source.checksum)
+    found = Checksum("sha256", disks.digest_of(path))
+    here = _find_here(context.store.images(), source, found)
+    if here and _is_whole(context, here):
+        return here
+    known = next((one for one in _pinned() if one.checksum == found), None)
+    wanted = known.title if known else f"{source.name}:{found.digest[:12]}"
+    return images.import_image(context, path, wanted, source.checksum or found)
+
+
+def _pinned() -> list[Source]:
+    """What the catalogue has, of which the checksum is known: a file that a user fetched by hand may be one of them."""
+    return [
+        _of_release(entry.name, release)
+        for entry in look()[0].values()
+        for release in entry.releases
+        if release.checksum
+    ]
+
+
+def _find_here(stored: list[StoredImage], source: Source, checksum: Checksum | None) -> StoredImage | None:
+    """The local image that was made from the file with that checksum; of a release only under its own name."""
+    for image in stored:
+        is_named = not source.release or (image.name, image.version) == (source.name, source.version)
+        # A qcow2 is stored as it came.
+        if is_named and checksum and str(checksum) in (image.checksum, f"sha256:{image.digest}"):
+            return image
+    return None
+
+
+def _is_whole(context: Context, image: StoredImage) -> bool:
+    try:
+        images.check_base(context, image)
+    except MacvmError as error:
+        context.say(f"{error.message}: it is put back")
+        return False
+    return True
+
+
+def _check_replaceable(context: Context, source: Source) -> None:
+    """A newer build takes the place of one that was pulled; never of what a user imported under that name."""
+    for image in context.store.images():
+        if source.version and (image.name, image.version) == (source.name, source.version) and not image.source:
+            hint = f"delete it first: macvm image delete {source.title}"
+            raise Taken(f"there is another image {source.title} already, which was not pulled", hint)
