@@ -17,7 +17,7 @@ from provisioner.model.checksum import Checksum
 from provisioner.model.sizes import human_size
 
 _CHUNK = 1 << 20
-_RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", re.ASCII)
+_RANGE = re.compile(r"bytes (?:(\d{1,18})-\d{1,18}|\*)/(\d{1,18}|\*)", re.ASCII)
 _AGAIN = "run it again, or try another mirror"
 
 
@@ -153,9 +153,8 @@ class Part:
         Raises ImageRefused for wrong bytes, DownloadFailed where there are fewer or more than there should be.
         """
         if self.total not in (None, self.size):
+            # The next answer tells: the rest, or 416, upon which all is thrown away.
             message = f"{self._shown}: {self.size:,} bytes came of {self.total:,}"
-            if self.size > (self.total or 0):
-                self._restart()
             raise DownloadFailed(message, _AGAIN, passing=True)
         if not self.size:
             raise self._refuse("it is empty", "is it the right address?")

@@ -17,7 +17,7 @@ from statistics import median
 
 from provisioner.actions.sandbox import Sandbox, around
 from provisioner.errors import Unable
-from tests.bench import pools, shims, sides, steps
+from tests.bench import download, pools, shims, sides, steps
 from tests.bench.turns import Side, take_turns
 
 
@@ -55,6 +55,10 @@ def measure(rounds: int) -> None:
     compare("macvm nic list, 200 NICs", "ratio < 4.5", 2 * rounds, (sides.nic_list, sides.virsh_list))
     for row in shims.rows(2 * rounds):
         print_row((row.title, f"{row.ours:.0f}", "ip -batch", f"{row.theirs:.0f}", f"{row.ratio:.2f}", row.goal))
+    for got in download.rows(rounds):
+        print_row(
+            (got.title, f"{got.verified:.0f}", "without a checksum", f"{got.plain:.0f}", f"{got.ratio:.2f}", got.goal)
+        )
     print("\nwhere the time of macvm create goes, in ms")
     for name, spent in steps.breakdown(sides.CREATE, sides.remove_created, rounds):
         print(f"  {name:<22}{spent:8.1f}")

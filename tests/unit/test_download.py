@@ -202,6 +202,8 @@ def test_a_file_that_changes_between_two_parts_is_fetched_again_whole(
     expected = Checksum("sha256", hashlib.sha256(new).hexdigest())
     fetch(site.url, target, expected if is_known else None)
     assert_only(target, new)
+    sent = {"etag": '"1"', "last_modified": "Sat, 01 Nov 2025 10:00:00 GMT"}.get(validator, "")
+    assert site.asked[1].if_range == sent
 
 
 def test_a_file_that_is_wrong_in_two_pieces_and_in_one_is_refused(site: Site, target: Path) -> None:
@@ -256,8 +258,9 @@ def test_a_target_that_is_there_already_is_not_fetched_again(site: Site, target:
         answer(416, Content_Range="bytes */77"),
         answer(416),
         answer(206, b"", Content_Range=f"bytes {PIECE}-1048575/1048576"),
+        answer(206, b"x" * 2_000_000, Content_Range=f"bytes {PIECE}-1048575/1048576"),
     ],
-    ids=["elsewhere", "other-total", "no-range", "no-header", "other-size", "416", "nothing"],
+    ids=["elsewhere", "other-total", "no-range", "no-header", "other-size", "416", "nothing", "too-much"],
 )
 @known
 def test_a_wrong_answer_to_a_range_begins_again(
@@ -291,6 +294,14 @@ def test_416_for_all_that_is_there_is_the_end(site: Site, target: Path) -> None:
     assert site.ranges == ["", f"bytes={len(site.content)}-"]
 
 
+def test_416_for_less_than_is_known_to_come_is_no_end(site: Site, target: Path) -> None:
+    site.is_chunked = True
+    cut_once(site, PIECE)
+    site.instead.append(answer(416))
+    fetch(site.url, target, None)
+    assert_only(target, site.content)
+
+
 def test_an_end_that_cannot_be_told_wants_a_checksum(site: Site, target: Path) -> None:
     site.length = False
     assert_refused(DownloadFailed, "does not say where it ends", site.url, target, None)
@@ -310,7 +321,8 @@ def test_an_empty_file_is_refused(site: Site, target: Path, is_known: bool) -> N
 @pytest.mark.parametrize("is_chunked", [True, False])
 def test_a_file_above_the_limit_is_refused(site: Site, target: Path, is_chunked: bool) -> None:
     site.is_chunked = is_chunked
-    assert_refused(ImageRefused, "at most|larger than", site.url, target, site.sha256, most=len(site.content) - 1)
+    said = "larger than" if is_chunked else "it has 1.0 MiB, and at most"
+    assert_refused(ImageRefused, said, site.url, target, site.sha256, most=len(site.content) - 1)
     fetch(site.url, target, site.sha256, most=len(site.content))
     assert_only(target, site.content)
 
