@@ -10,7 +10,7 @@ from provisioner.errors import NotFound
 from provisioner.host import links, netlink
 from provisioner.model.names import shim_name
 from provisioner.model.nic import Address
-from provisioner.model.shim import Guest, To
+from provisioner.model.shim import Guest, To, unpacked
 
 
 def shim_lines(route: shims.GuestRoute, *, on_network: bool = True) -> list[str]:
@@ -53,7 +53,7 @@ def unrouting_lines(context: Context, routes: Sequence[shims.GuestRoute]) -> lis
     parents = dict.fromkeys(route.parent for route in routes)
     kept = set(store.others.held()) if store else set()
     for parent in parents:
-        behind = shims.guests_behind(store, parent) if store else []
+        behind = unpacked(shims.guests_behind(store, parent)) if store else []
         kept |= {parent for guest in behind if (parent, guest.address) not in going}
     parents = dict.fromkeys(parent for parent in parents if parent not in kept)
     return [*lines, *(f"ip link del {name}" for name in map(_shim_name, parents) if name)]
@@ -75,7 +75,7 @@ def up(context: Context, parent: str, to: Sequence[To], *, known: bool = False) 
     link = shimming.choose(context, parent)
     lines = [] if shims.find_shim(link) else shims.making_lines(link)
     store = context.reading_store
-    guests = shims.guests_behind(store, link.name) if store else []
+    guests = unpacked(shims.guests_behind(store, link.name)) if store else []
     guests += [Guest(one.address, one.mac) for one in to if one.address and one.mac]
     making, networked = shims.making_lines(link), on_networks(context, link.name)
     for guest in guests:

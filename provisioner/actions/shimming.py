@@ -17,7 +17,7 @@ from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address
 from provisioner.model.reach import Place, Station, expected
-from provisioner.model.shim import To, unreachable
+from provisioner.model.shim import To, unpacked, unreachable
 
 
 class GuestView(NamedTuple):
@@ -195,38 +195,39 @@ def status(context: Context, parent: str = "") -> list[ShimView]:
 
 def status_of(context: Context, parent: Link, host: Links, machines: Sequence[MachineView]) -> ShimView:
     shim, store = shims.find_shim(parent), context.reading_store
-    guests = shims.guests_behind(store, parent.name) if store else []
+    guests = shims.guests_behind(store, parent.name) if store else {}
     away = shims.vepa_macs(store, parent) if store else set()
-    away |= {nic.mac for machine in machines for nic in machine.nics if nic.parent == parent.name and _is_vepa(nic)}
+    nics = [nic for machine in machines for nic in machine.nics if nic.parent == parent.name]
+    away |= {bytes.fromhex(nic.mac.replace(":", "")) for nic in nics if _is_vepa(nic)}
     hairpin = not away or _sends_back(parent)
-    guests = [guest for guest in guests if hairpin or guest.mac not in away]
+    guests = {address: mac for address, mac in guests.items() if hairpin or mac not in away}
     leases = store.leases(parent=parent.name) if store else []
     owners = {lease.address: lease.machine for lease in leases}
-    have = routing.read(shim) if shim else None
-    routed = {one.address for one in have.routes} if have else set()
-    foreign = {one.address: one.device for one in routing.foreign_routes(guest.address for guest in guests)}
+    routes = routing.HostRoutes.read()
+    routed = routes.ours.get(shim.index, {}) if shim else {}
+    foreign = {one.address: one.device for one in routes.foreign(guests)}
     heard = {nic.mac: machine.name for machine in machines for nic in machine.nics}
     outsiders = {guest.address for guest in unreachable(netlink.addresses(parent.index), guests)}
     outsiders -= {ipaddress.ip_address(lease.address) for lease in leases if lease.network}
     shown = []
-    for guest in guests:
+    for guest in unpacked(guests):
         owner = owners.get(str(guest.address))
         reason = ""
         if guest.address in foreign:
             reason = f"a route through {foreign[guest.address]} is there already"
-        elif guest.address not in routed:
+        elif guest.address.packed not in routed:
             outside = guest.address in outsiders
             reason = f"{parent.name} has no address in its subnet" if outside else "missing: macvm shim up"
         source = "lease" if owner else "wire" if guest.mac in heard else "told"
         owner = owner or heard.get(guest.mac)
-        shown.append(GuestView(str(guest.address), guest.mac, owner, source, guest.address in routed, reason))
+        shown.append(GuestView(str(guest.address), guest.mac, owner, source, guest.address.packed in routed, reason))
     return ShimView(
         parent=parent.name,
         shim=shim.name if shim else None,
         mac=shim.mac if shim else None,
         up=bool(shim and shim.up),
         guests=tuple(shown),
-        unreached=tuple(_unreached(parent, machines, {guest.mac for guest in guests}, hairpin)),
+        unreached=tuple(_unreached(parent, machines, {guest.mac for guest in shown}, hairpin)),
     )
 
 

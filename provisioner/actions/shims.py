@@ -21,7 +21,7 @@ from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import shim_mac, shim_name
 from provisioner.model.nic import Address, Interface, Nic
 from provisioner.model.reach import Place, Station, expected
-from provisioner.model.shim import OWNER_PREFIX, Guest, ShimSet, source_for, unreachable, wanted
+from provisioner.model.shim import OWNER_PREFIX, Guest, Guests, ShimSet, source_for, unreachable, wanted
 
 _ALIAS = f"{links.MARK}shim:"
 
@@ -124,30 +124,30 @@ def reconcile(context: Context, parent: str) -> Outcome:
     with context.lock(_lock_name(parent)):
         guests = reached_behind(context.store, link)
         own = netlink.addresses(link.index)
-        given = _given(context, link, own, guests)
-        foreign = routing.foreign_routes(guest.address for guest in guests) if guests else []
-        theirs = {one.address for one in foreign}
-        want = wanted(own, (guest for guest in guests if guest.address not in theirs), given)
+        beyond = unreachable(own, guests)
+        given = _given(context, link, own) if beyond else []
+        routes = routing.HostRoutes.read()
+        foreign = routes.foreign(guests)
+        theirs = {one.address.packed for one in foreign}
+        want = wanted(own, {one: mac for one, mac in guests.items() if one not in theirs} if theirs else guests, given)
         shim = find_shim(link)
         if want:
-            shim = _ensure_shim(link)
-            have = routing.read(shim)
-            routing.change(shim, want - have, have - want)
+            shim = _ensure_shim(link, shim)
+            have = routing.read(shim, routes)
+            routing.change(shim, want - have, have - want, routes)
         elif shim and (guests_behind(context.store, parent) or parent in context.store.others.held()):
-            routing.change(shim, ShimSet(), routing.read(shim))
+            routing.change(shim, ShimSet(), routing.read(shim, routes))
         elif shim:
             links.remove(shim)
         _give_back(context, parent, own)
-        return Outcome(unreachable(own, guests, given), foreign)
+        return Outcome(unreachable(given, {one.address.packed: guests[one.address.packed] for one in beyond}), foreign)
 
 
-def _given(context: Context, parent: Link, own: Sequence[Interface], guests: Iterable[Guest]) -> list[Interface]:
+def _given(context: Context, parent: Link, own: Sequence[Interface]) -> list[Interface]:
     """The shim's own addresses, for guests that the parent has none for."""
-    if not unreachable(own, guests):
-        return []
     from provisioner.actions import shim_addresses
 
-    return shim_addresses.claim(context, parent.name, own, lambda: _ensure_shim(parent))
+    return shim_addresses.claim(context, parent.name, own, lambda: _ensure_shim(parent, find_shim(parent)))
 
 
 def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
@@ -157,20 +157,21 @@ def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
         shim_addresses.give_back(context, parent, own)
 
 
-def reached_behind(store: Store, parent: Link) -> list[Guest]:
+def reached_behind(store: Store, parent: Link) -> Guests:
     """Of `guests_behind`, those that a shim reaches: what it sends to a VEPA guest goes by way of the switch."""
     guests = guests_behind(store, parent.name)
     away = vepa_macs(store, parent) if guests else set()
-    if any(guest.mac in away for guest in guests) and not sends_back(parent):
-        return [guest for guest in guests if guest.mac not in away]
+    if not away.isdisjoint(guests.values()) and not sends_back(parent):
+        return {address: mac for address, mac in guests.items() if mac not in away}
     return guests
 
 
-def vepa_macs(store: Store, parent: Link) -> set[str]:
-    """MACs of the guests in VEPA mode: as the kernel has it, else as they were told."""
+def vepa_macs(store: Store, parent: Link) -> set[bytes]:
+    """Packed MACs of the guests in VEPA mode: as the kernel has it, else as they were told."""
     modes = {link.mac: link.mode for link in netlink.links() if link.lower == parent.index and link.mode}
     told = store.macs_told(MacvtapMode.VEPA)
-    return {mac for mac, mode in modes.items() if mode == MacvtapMode.VEPA.value} | (told - modes.keys())
+    away = {mac for mac, mode in modes.items() if mode == MacvtapMode.VEPA.value} | (told - modes.keys())
+    return {bytes.fromhex(mac.replace(":", "")) for mac in away}
 
 
 def sends_back(parent: Link) -> bool:
@@ -180,23 +181,25 @@ def sends_back(parent: Link) -> bool:
     return not parent.up or not parent.carrier or hairpin.is_on(parent.name)
 
 
-def guests_behind(store: Store, parent: str) -> list[Guest]:
+def guests_behind(store: Store, parent: str) -> Guests:
     """Those that the host is to reach through a parent's shim."""
-    held = {lease.address: lease for lease in store.leases(parent=parent)}
-    found = {lease.address: lease.mac for lease in held.values() if lease.served}
-    found |= {other.address: other.mac for other in store.others.behind(parent) if other.address not in held}
-    for one in store.heard.behind(parent):
-        # A lease or the user's word is surer; and who was heard first keeps what another says that it has too.
-        if one.address not in held and not ipaddress.ip_address(one.address).is_link_local:
-            found.setdefault(one.address, one.mac)
-    return [Guest(ipaddress.ip_address(address), mac) for address, mac in found.items()]
+    guests = routing.packed(store.held_behind(parent, served=True))
+    # A lease is surer than the user's word, and that than what was heard; and who was heard first keeps what another
+    # says that it has too.
+    told = [(one.address, one.mac) for one in store.others.behind(parent)]
+    heard = [(one.address, one.mac) for one in reversed(store.heard.behind(parent))]
+    if not told and not heard:
+        return guests
+    left_alone = {row["address"] for row in store.held_behind(parent, served=False)}
+    beside = routing.packed([(address, mac) for address, mac in (*heard, *told) if address not in left_alone])
+    return {one: mac for one, mac in beside.items() if not ipaddress.ip_address(one).is_link_local} | guests
 
 
 def hold(context: Context, parent: Link) -> Link:
     """Makes a parent's shim, which then stays until `let_go`, whatever is behind it."""
     with context.lock(_lock_name(parent.name)):
         context.store.others.hold(parent.name)
-        return _ensure_shim(parent)
+        return _ensure_shim(parent, find_shim(parent))
 
 
 def let_go(context: Context, parent: Link) -> bool:
@@ -239,8 +242,8 @@ def _by_parent(routes: Iterable[GuestRoute]) -> dict[str, set[Address]]:
     return found
 
 
-def _ensure_shim(parent: Link) -> Link:
-    shim = find_shim(parent)
+def _ensure_shim(parent: Link, shim: Link | None) -> Link:
+    """`shim` is that which is there."""
     if shim is None:
         name = shim_name(parent.name)
         try:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioner.errors import MacvmError, NotFound, Taken, Unable
-from provisioner.host import netlink
+from provisioner.host import messages, netlink
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address, Interface
@@ -77,7 +77,7 @@ def _exists(doing: str) -> MacvmError:
 def _pyroute2(doing: str, special: _Special | None = None) -> Iterator[Any]:
     """A short-lived channel of pyroute2's, for what is done rarely.
 
-    What `create` and `nic attach` need goes through `netlink.request`: they do without 95 ms of import.
+    What `create` and `nic attach` need goes through `messages.request`: they do without 95 ms of import.
     """
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
@@ -112,23 +112,23 @@ def add_macvlan(
     numbers = {word: number for number, word in netlink.MACVLAN_MODES.items()}
     data = [(_MACVLAN_MODE, struct.pack("I", numbers[mode]))]
     if mode == "source":
-        listed = netlink.nested((_MACVLAN_MACADDR, _mac_bytes(source)) for source in sources)
+        listed = messages.nested((_MACVLAN_MACADDR, _mac_bytes(source)) for source in sources)
         data += [
             (_MACVLAN_MACADDR_MODE, struct.pack("I", _MACADDR_SET)),
-            (_MACVLAN_MACADDR_DATA | netlink.NESTED, listed),
+            (_MACVLAN_MACADDR_DATA | messages.NESTED, listed),
         ]
-    kind = netlink.nested([(_INFO_KIND, b"macvlan"), (_INFO_DATA | netlink.NESTED, netlink.nested(data))])
+    kind = messages.nested([(_INFO_KIND, b"macvlan"), (_INFO_DATA | messages.NESTED, messages.nested(data))])
     attributes = {
         _IFLA_IFNAME: _name_bytes(name),
         _IFLA_LINK: struct.pack("I", parent.index),
         # The MAC goes into the message that makes the link: udev must not see one to change.
         _IFLA_ADDRESS: _mac_bytes(mac),
-        _IFLA_LINKINFO | netlink.NESTED: kind,
+        _IFLA_LINKINFO | messages.NESTED: kind,
     }
     doing = f"make the macvlan {name} on {parent.name}"
     special = {errno.EBUSY: lambda: _occupied(parent), errno.EOPNOTSUPP: lambda: _no_kind(doing, "macvlan")}
     with _refusals(doing, special):
-        netlink.request(_RTM_NEWLINK, _CREATE | _EXCLUSIVE, _link_header(0), attributes)
+        messages.request(_RTM_NEWLINK, _CREATE | _EXCLUSIVE, _link_header(0), attributes)
     return _marked(name, alias)
 
 
@@ -220,14 +220,14 @@ def set_up(link: Link) -> None:
     """Raises Unable where the link below is down, without which a VLAN link cannot be up."""
     below = Unable(f"{link.name} cannot be brought up: the link it sits on is down", "ip link set dev PARENT up")
     with _refusals(f"bring {link.name} up", {errno.ENETDOWN: lambda: below}):
-        netlink.request(_RTM_NEWLINK, 0, _link_header(link.index, _UP), {})
+        messages.request(_RTM_NEWLINK, 0, _link_header(link.index, _UP), {})
 
 
 def set_mtu(link: Link, mtu: int) -> None:
     """Raises Unable for an MTU that the link cannot have: a macvlan's is at most its parent's."""
     special = {errno.EINVAL: lambda: Unable(f"{link.name} cannot have MTU {mtu}", "at most its parent's")}
     with _refusals(f"set the MTU of {link.name}", special):
-        netlink.request(_RTM_NEWLINK, 0, _link_header(link.index), {_IFLA_MTU: struct.pack("I", mtu)})
+        messages.request(_RTM_NEWLINK, 0, _link_header(link.index), {_IFLA_MTU: struct.pack("I", mtu)})
 
 
 def move(link: Link, fd: int, new_name: str) -> Link:
@@ -242,7 +242,7 @@ def move(link: Link, fd: int, new_name: str) -> Link:
     attributes = {_IFLA_NET_NS_FD: struct.pack("I", fd), _IFLA_IFNAME: _name_bytes(new_name)}
     with _refusals(doing, {errno.EEXIST: lambda: taken}):
         try:
-            netlink.request(_RTM_NEWLINK, 0, _link_header(link.index), attributes)
+            messages.request(_RTM_NEWLINK, 0, _link_header(link.index), attributes)
         except FileExistsError:
             # The kernel moves first and renames then (do_setlink), and does not go back by itself.
             _move_back(link, fd)
@@ -258,7 +258,7 @@ def _move_back(link: Link, fd: int) -> None:
     own = netns.own()
     attributes = {_IFLA_NET_NS_FD: struct.pack("I", own), _IFLA_IFNAME: _name_bytes(link.name)}
     try:
-        netns.run_inside(fd, lambda: netlink.request(_RTM_NEWLINK, 0, _link_header(0), attributes))
+        netns.run_inside(fd, lambda: messages.request(_RTM_NEWLINK, 0, _link_header(0), attributes))
     finally:
         os.close(own)
 
@@ -276,7 +276,7 @@ def add_address(interface: Interface, link: Link) -> None:
     # struct ifaddrmsg
     header = struct.pack("BBBBI", family, length, 0, _SCOPE_UNIVERSE, link.index)
     with _refusals(f"give {link.name} the address {interface}", _without_ipv6(interface.version, link)):
-        netlink.request(_RTM_NEWADDR, _CREATE | _EXCLUSIVE, header, attributes)
+        messages.request(_RTM_NEWADDR, _CREATE | _EXCLUSIVE, header, attributes)
 
 
 def add_default_route(gateway: Address, link: Link) -> None:
@@ -291,7 +291,7 @@ def add_default_route(gateway: Address, link: Link) -> None:
     attributes = {_RTA_GATEWAY: gateway.packed, _RTA_OIF: struct.pack("I", link.index)}
     special = {number: unreachable for number in (errno.ENETUNREACH, errno.EHOSTUNREACH)}
     with _refusals(f"route through {gateway} by default", special | _without_ipv6(gateway.version, link)):
-        netlink.request(_RTM_NEWROUTE, _CREATE | _EXCLUSIVE, header, attributes)
+        messages.request(_RTM_NEWROUTE, _CREATE | _EXCLUSIVE, header, attributes)
 
 
 def _without_ipv6(version: int, link: Link) -> dict[int, Callable[[], MacvmError]]:
@@ -307,7 +307,7 @@ def remove(link: Link) -> None:
     if not link.alias.startswith(MARK):
         raise Unable(f"{link.name} is not macvm's", f"remove it with: ip link del {link.name}")
     with contextlib.suppress(NotFound), _refusals(f"remove {link.name}"):
-        netlink.request(_RTM_DELLINK, 0, _link_header(link.index), {})
+        messages.request(_RTM_DELLINK, 0, _link_header(link.index), {})
 
 
 def prepare_nic(device: str, mtu: int | None) -> None:
@@ -320,9 +320,9 @@ def prepare_nic(device: str, mtu: int | None) -> None:
     _set_link(_index(device), f"prepare {device}", flags=_ALLMULTI, attributes=attributes)
 
 
-def _set_link(index: int, doing: str, *, flags: int = 0, attributes: netlink.Attributes | None = None) -> None:
+def _set_link(index: int, doing: str, *, flags: int = 0, attributes: dict[int, bytes] | None = None) -> None:
     with _refusals(doing):
-        netlink.request(_RTM_NEWLINK, 0, _link_header(index, flags), attributes or {})
+        messages.request(_RTM_NEWLINK, 0, _link_header(index, flags), attributes or {})
 
 
 def _link_header(index: int, flags: int = 0) -> bytes:

@@ -12,7 +12,7 @@ import ipaddress
 import os
 import socket
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,17 +20,17 @@ from provisioner.errors import MacvmError, NotFound
 from provisioner.model.nic import Address, Interface
 
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP, _NLM_F_DUMP_INTR = 1, 4, 0x300, 0x10
+_NLM_F_REQUEST, _NLM_F_DUMP = 1, 0x300
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NTF_SELF, _NTF_PROXY = 0x02, 0x08
 
-#: Bit of an attribute's number that says: its payload is attributes (NLA_F_NESTED). Newer kinds insist on it.
-NESTED = 0x8000
-
 ARPHRD_ETHER = 1
 
-#: Messages to a packet: their answers, which repeat a message that was refused, must fit the socket's buffer.
-_AT_ONCE = 64
+#: Flag of a dump's answer: something changed meanwhile, and it may not fit together (NLM_F_DUMP_INTR).
+DUMP_INTERRUPTED = 0x10
+
+#: How often a dump is asked for that is interrupted each time.
+ATTEMPTS = 8
 
 #: linux/if_link.h, enum macvlan_mode, in libvirt's spelling.
 MACVLAN_MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthrough", 16: "source"}
@@ -39,8 +39,6 @@ MACVLAN_MODES = {1: "private", 2: "vepa", 4: "bridge", 8: "passthrough", 16: "so
 IPVLAN_MODES = {0: "l2", 1: "l3", 2: "l3s"}
 
 _MODES_OF = {"macvlan": MACVLAN_MODES, "macvtap": MACVLAN_MODES, "ipvlan": IPVLAN_MODES, "ipvtap": IPVLAN_MODES}
-
-Attributes = dict[int, bytes]
 
 
 class NetlinkFailed(MacvmError):
@@ -88,8 +86,8 @@ class Neighbour(NamedTuple):
     protocol: int = 0
 
 
-def _attributes(data: bytes, offset: int) -> Attributes:
-    found: Attributes = {}
+def _attributes(data: bytes, offset: int) -> dict[int, bytes]:
+    found: dict[int, bytes] = {}
     while offset + 4 <= len(data):
         length, kind = struct.unpack_from("HH", data, offset)
         if length < 4:
@@ -101,77 +99,40 @@ def _attributes(data: bytes, offset: int) -> Attributes:
 
 def _dump(kind: int, request: bytes) -> list[bytes]:
     """Payloads of the answers to one dump; asked again when the kernel says that it changed meanwhile."""
-    for _ in range(8):
-        answers, interrupted = [], False
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
-            channel.bind((0, 0))
-            header = struct.pack("IHHII", 16 + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
-            channel.send(header + request)
-            done = False
-            while not done:
-                data, offset = channel.recv(1 << 18), 0
-                while offset < len(data):
-                    length, answer, flags = struct.unpack_from("IHH", data, offset)
-                    interrupted |= bool(flags & _NLM_F_DUMP_INTR)
-                    if answer == _NLMSG_ERROR:
-                        number = -struct.unpack_from("i", data, offset + 16)[0]
-                        reason = f"the kernel refused a netlink dump: {os.strerror(number)}"
-                        raise NetlinkFailed(reason, "does `ip link` work?")
-                    if answer == _NLMSG_DONE:
-                        done = True
-                        break
-                    answers.append(data[offset + 16 : offset + length])
-                    offset += (length + 3) & ~3
+    for _ in range(ATTEMPTS):
+        found, interrupted = [], False
+        for data in packets(kind, request):
+            offset = 0
+            while offset < len(data) and not is_end(data, offset):
+                length, flags = struct.unpack_from("I2xH", data, offset)
+                interrupted |= bool(flags & DUMP_INTERRUPTED)
+                found.append(data[offset + 16 : offset + length])
+                offset += (length + 3) & ~3
+            if offset < len(data):
+                break
         if not interrupted:
-            return answers
-    return answers
+            break
+    return found
 
 
-def nested(attributes: Iterable[tuple[int, bytes]]) -> bytes:
-    """Attributes as the payload of another, whose own number then carries `NESTED`. Pairs: some numbers come twice."""
-    return b"".join(
-        struct.pack("HH", 4 + len(data), number) + data + bytes(-len(data) % 4) for number, data in attributes
-    )
-
-
-class Message(NamedTuple):
-    """One change: the kind of message, its flags beside those of every request, its fixed part and its attributes."""
-
-    kind: int
-    flags: int
-    header: bytes
-    attributes: Attributes
-
-    def packed(self, number: int) -> bytes:
-        body = self.header + nested(self.attributes.items())
-        flags = _NLM_F_REQUEST | _NLM_F_ACK | self.flags
-        return struct.pack("IHHII", 16 + len(body), self.kind, flags, number, 0) + body + bytes(-len(body) % 4)
-
-
-def request(kind: int, flags: int, header: bytes, attributes: Attributes) -> None:
-    """Sends one change and waits for the kernel's word on it. Raises OSError with its errno."""
-    (number,) = batch([Message(kind, flags, header, attributes)])
-    if number:
-        raise OSError(number, os.strerror(number))
-
-
-def batch(messages: Sequence[Message]) -> list[int]:
-    """Sends changes, in order, and returns the kernel's errno for each, 0 where it was done."""
-    answers = [0] * len(messages)
+def packets(kind: int, request: bytes) -> Iterator[bytes]:
+    """What the kernel answers to one dump, many whole messages to a packet, of which the very last `is_end`: whoever
+    reads asks no further then."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
         channel.bind((0, 0))
-        for begin in range(0, len(messages), _AT_ONCE):
-            some = messages[begin : begin + _AT_ONCE]
-            channel.send(b"".join(message.packed(begin + number) for number, message in enumerate(some)))
-            left = len(some)
-            while left:
-                data, offset = channel.recv(1 << 18), 0
-                while offset < len(data):
-                    length, _, _, number = struct.unpack_from("IHHI", data, offset)
-                    answers[number] = -struct.unpack_from("i", data, offset + 16)[0]
-                    offset += (length + 3) & ~3
-                    left -= 1
-    return answers
+        header = struct.pack("IHHII", 16 + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+        channel.send(header + request)
+        while True:
+            yield channel.recv(1 << 18)
+
+
+def is_end(data: bytes, offset: int) -> bool:
+    """Whether a message of a dump's says that this was all. Raises NetlinkFailed where it says that it failed."""
+    (kind,) = struct.unpack_from("H", data, offset + 4)
+    if kind == _NLMSG_ERROR:
+        number = -struct.unpack_from("i", data, offset + 16)[0]
+        raise NetlinkFailed(f"the kernel refused a netlink dump: {os.strerror(number)}", "does `ip link` work?")
+    return bool(kind == _NLMSG_DONE)
 
 
 class Monitor:
@@ -207,7 +168,7 @@ def _text(data: bytes | None) -> str:
     return (data or b"").rstrip(b"\0").decode(errors="replace")
 
 
-def _number(data: bytes | None) -> int:
+def as_number(data: bytes | None) -> int:
     return int.from_bytes(data or b"", "little" if struct.pack("H", 1) == b"\1\0" else "big")
 
 
@@ -220,20 +181,20 @@ def links() -> list[Link]:
         info = _attributes(attributes.get(18, b""), 0)  # IFLA_LINKINFO
         kind = _text(info.get(1))
         # IFLA_MACVLAN_MODE, IFLA_IPVLAN_MODE and IFLA_VLAN_ID are all number 1 of their kind's own data.
-        first, modes = _number(_attributes(info.get(2, b""), 0).get(1)), _MODES_OF.get(kind)
+        first, modes = as_number(_attributes(info.get(2, b""), 0).get(1)), _MODES_OF.get(kind)
         found.append(
             Link(
                 index=index,
                 name=_text(attributes.get(3)),
                 mac=attributes.get(1, b"").hex(":"),
-                mtu=_number(attributes.get(4)),
+                mtu=as_number(attributes.get(4)),
                 kind=kind,
                 up=bool(flags & 1),
-                carrier=bool(_number(attributes.get(33))),
+                carrier=bool(as_number(attributes.get(33))),
                 hardware=hardware,
                 # IFLA_LINK of a veth is its peer, which is no lower link.
-                lower=_number(attributes.get(5)) if kind != "veth" and 37 not in attributes else 0,
-                enslaved_to=_number(attributes.get(10)),
+                lower=as_number(attributes.get(5)) if kind != "veth" and 37 not in attributes else 0,
+                enslaved_to=as_number(attributes.get(10)),
                 alias=_text(attributes.get(20)),
                 mode=modes.get(first, "") if modes else "",
                 vlan=first if kind == "vlan" else 0,
@@ -288,7 +249,7 @@ def _routes(family: int) -> Iterator[Route]:
         source, gateway = attributes.get(7), attributes.get(5)
         yield Route(
             destination=ipaddress.ip_network((attributes.get(1, empty), length)),
-            device=_number(attributes.get(4)),
+            device=as_number(attributes.get(4)),
             source=ipaddress.ip_address(source) if source else None,
             gateway=ipaddress.ip_address(gateway) if gateway else None,
             protocol=protocol,
@@ -308,7 +269,7 @@ def neighbours(*, proxies: bool = False) -> list[Neighbour]:
             address = ipaddress.ip_address(attributes[1])
             mac = attributes.get(2, b"").hex(":")
             # NDA_PROTOCOL
-            made_by = _number(attributes.get(12))
+            made_by = as_number(attributes.get(12))
             found.append(Neighbour(address, device, mac, state, bool(entry_flags & _NTF_PROXY), made_by))
     return found
 
@@ -322,7 +283,7 @@ def confirmed() -> dict[tuple[int, Address], float]:
         attributes = _attributes(data, 12)
         # NDA_CACHEINFO: struct nda_cacheinfo, whose first number is ndm_confirmed.
         if family in (socket.AF_INET, socket.AF_INET6) and 1 in attributes and 3 in attributes:
-            found[device, ipaddress.ip_address(attributes[1])] = _number(attributes[3][:4]) / ticks
+            found[device, ipaddress.ip_address(attributes[1])] = as_number(attributes[3][:4]) / ticks
     return found
 
 

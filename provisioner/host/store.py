@@ -187,8 +187,9 @@ class Store:
 
     def macs_told(self, mode: MacvtapMode) -> set[str]:
         """MACs of the NICs that are told to be in a mode."""
-        sql = "SELECT mac FROM macs WHERE told <> '' AND json_extract(told, '$.mode') = ?"
-        return {row["mac"] for row in self.rows(sql, (mode.value,))}
+        # Read as JSON is only what has the word at all.
+        sql = "SELECT mac FROM macs WHERE instr(told, ?) AND json_extract(told, '$.mode') = ?"
+        return {row["mac"] for row in self.rows(sql, (mode.value, mode.value))}
 
     def release_mac(self, mac: str) -> None:
         """Gives back a MAC with its leases, and forgets what it was heard to have; not held is fine."""
@@ -229,6 +230,10 @@ class Store:
         sql = "SELECT leases.*, owner, machine FROM leases JOIN macs USING (mac)"
         rows = self.rows(f"{sql}{' WHERE ' if where else ''}{where} ORDER BY since, address", given.values())
         return [Lease(**{**dict(row), "served": bool(row["served"])}) for row in rows]
+
+    def held_behind(self, parent: str, *, served: bool) -> list[sqlite3.Row]:
+        """Address and MAC of the leases on a parent that a shim serves, or does not serve; in no order."""
+        return self.rows("SELECT address, mac FROM leases WHERE parent = ? AND served = ?", (parent, served))
 
     def holder_of(self, parent: str, address: str) -> str | None:
         """Name of the machine that holds an address on a parent's LAN."""

@@ -24,6 +24,11 @@ OWNER_PREFIX = "shim/"
 _LARGEST_BLOCK = 22
 
 
+#: Guests by address, each with the MAC that it is at. Addresses are packed, and so are MACs, as the kernel has them:
+#: a thousand guests as objects of `ipaddress` cost more time than the kernel takes to make their routes.
+Guests = dict[bytes, bytes]
+
+
 class Guest(NamedTuple):
     """Whom the host is to reach through a shim: an address, and the MAC that it is at."""
 
@@ -31,32 +36,27 @@ class Guest(NamedTuple):
     mac: str
 
 
-class Route(NamedTuple):
-    """A host route, with the source that the host speaks from."""
-
-    address: Address
-    source: Address
-
-
-class Neighbour(NamedTuple):
-    address: Address
-    mac: str
+def unpacked(guests: Guests) -> list[Guest]:
+    return [Guest(ipaddress.ip_address(address), mac.hex(":")) for address, mac in guests.items()]
 
 
 class ShimSet(NamedTuple):
-    """All that macvm keeps on one shim. `proxies` are addresses of the host's that it answers for there; `own` are
-    those that the shim itself has, in subnets in which the parent has none: /32 or /128, for a subnet on the shim would
-    take the guests' routes (seen)."""
+    """All that macvm keeps on one shim, packed. `routes` are guests' addresses, each with the source that the host
+    speaks from; `neighbours` have their MACs; `proxies` are addresses of the host's that it answers for there; `own`
+    are those that the shim itself has, in subnets in which the parent has none: /32 or /128, for a subnet on the shim
+    would take the guests' routes (seen)."""
 
-    routes: frozenset[Route] = frozenset()
-    neighbours: frozenset[Neighbour] = frozenset()
-    proxies: frozenset[Address] = frozenset()
-    own: frozenset[Address] = frozenset()
+    routes: dict[bytes, bytes] = {}  # noqa: RUF012  # never changed
+    neighbours: Guests = {}  # noqa: RUF012
+    proxies: frozenset[bytes] = frozenset()
+    own: frozenset[bytes] = frozenset()
 
     def __sub__(self, other: ShimSet) -> ShimSet:
+        if self == other:
+            return ShimSet()
         return ShimSet(
-            self.routes - other.routes,
-            self.neighbours - other.neighbours,
+            dict(self.routes.items() - other.routes.items()),
+            dict(self.neighbours.items() - other.neighbours.items()),
             self.proxies - other.proxies,
             self.own - other.own,
         )
@@ -97,30 +97,33 @@ def source_for(address: Address, own: Iterable[Interface]) -> Address | None:
     return next((mine.ip for mine in own if mine.version == address.version and address in mine.network), None)
 
 
-def wanted(own: Sequence[Interface], guests: Iterable[Guest], given: Sequence[Interface] = ()) -> ShimSet:
+def wanted(own: Sequence[Interface], guests: Guests, given: Sequence[Interface] = ()) -> ShimSet:
     """What is to be there for guests, from the parent's `own` addresses, and where it has none in a guest's subnet from
     those `given` to the shim. A guest in neither's subnets gets nothing, for the host has none to speak from."""
-    routes, neighbours, proxies, used = set(), set(), set(), set()
-    for guest in guests:
-        source = source_for(guest.address, own)
-        if source is None:
-            source = source_for(guest.address, given)
-            if source is None:
-                continue
-            used.add(source)
-        elif source.version == 6:
-            proxies.add(source)
-        routes.add(Route(guest.address, source))
-        neighbours.add(Neighbour(guest.address, guest.mac))
-    return ShimSet(frozenset(routes), frozenset(neighbours), frozenset(proxies), frozenset(used))
+    routes, proxies, used = dict[bytes, bytes](), set[bytes](), set[bytes]()
+    for mine in own:
+        if found := _routed(mine, guests, routes):
+            routes |= found
+            if mine.version == 6:
+                proxies.add(mine.ip.packed)
+    for mine in given:
+        if found := _routed(mine, guests, routes):
+            routes |= found
+            used.add(mine.ip.packed)
+    neighbours = guests if len(routes) == len(guests) else {one: mac for one, mac in guests.items() if one in routes}
+    return ShimSet(routes, neighbours, frozenset(proxies), frozenset(used))
 
 
-def unreachable(own: Sequence[Interface], guests: Iterable[Guest], given: Sequence[Interface] = ()) -> list[Guest]:
-    """Those that the host has no address to speak to from."""
-    both = (*own, *given)
-    return [guest for guest in guests if source_for(guest.address, both) is None]
+def _routed(mine: Interface, guests: Guests, routed: dict[bytes, bytes]) -> dict[bytes, bytes]:
+    """Guests in the subnet of one of the host's addresses, which have no route yet, with that address as source."""
+    first, last, size = mine.network[0].packed, mine.network[-1].packed, mine.max_prefixlen // 8
+    inside = [one for one in guests if first <= one <= last and len(one) == size]
+    return dict.fromkeys((one for one in inside if one not in routed) if routed else inside, mine.ip.packed)
 
 
-def whole(address: Address) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """The host route's destination."""
-    return ipaddress.ip_network(address)
+def unreachable(own: Sequence[Interface], guests: Guests) -> list[Guest]:
+    """Those that none of these addresses of the host's is in a subnet with."""
+    reached = wanted(own, guests).routes
+    return (
+        unpacked({one: mac for one, mac in guests.items() if one not in reached}) if len(reached) < len(guests) else []
+    )

@@ -21,7 +21,7 @@ from provisioner.context import Context, Settings
 from provisioner.host import netlink, routing
 from provisioner.host.hypervisor import Hypervisor
 from provisioner.host.leases import now
-from provisioner.model.shim import Guest, ShimSet
+from provisioner.model.shim import Guest, ShimSet, unpacked
 
 GUESTS = 1_000
 
@@ -47,7 +47,7 @@ def rows(rounds: int) -> Iterator[Row]:
         shim = shims.hold(context, netlink.get_link(_PARENT))
         stack.callback(shims.let_go, context, netlink.get_link(_PARENT))
         lines = stack.enter_context(tempfile.NamedTemporaryFile("w"))
-        lines.writelines(_lines(shim.name, shims.guests_behind(context.store, _PARENT)))
+        lines.writelines(_lines(shim.name, unpacked(shims.guests_behind(context.store, _PARENT))))
         lines.flush()
         spent: dict[str, list[float]] = {"first": [], "again": [], "ip": []}
 

@@ -8,7 +8,7 @@ import pytest
 
 from provisioner.host import links, netlink, routing
 from provisioner.host.netlink import Link
-from provisioner.model.shim import Guest, Neighbour, Route, ShimSet, wanted
+from provisioner.model.shim import ShimSet, wanted
 from tests.netns.conftest import ip
 
 pytestmark = pytest.mark.usefixtures("lan")
@@ -28,7 +28,7 @@ def own() -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
 
 
 def set_for(*addresses: str, mac: str = MAC) -> ShimSet:
-    return wanted(own(), [Guest(ipaddress.ip_address(address), mac) for address in addresses])
+    return wanted(own(), routing.packed([(address, mac) for address in addresses]))
 
 
 def test_what_is_added_is_what_is_read_and_what_is_removed_is_gone(shim: Link) -> None:
@@ -56,11 +56,8 @@ def test_adding_again_is_fine_and_another_mac_or_source_takes_the_place(shim: Li
     routing.change(shim, before, ShimSet())
     routing.change(shim, before, ShimSet())
     ip("addr add 192.0.2.3/24 dev eth0")
-    address = ipaddress.ip_address("192.0.2.11")
-    after = ShimSet(
-        frozenset({Route(address, ipaddress.ip_address("192.0.2.3"))}),
-        frozenset({Neighbour(address, "52:54:00:00:00:0c")}),
-    )
+    address, source = (ipaddress.ip_address(text).packed for text in ("192.0.2.11", "192.0.2.3"))
+    after = ShimSet({address: source}, {address: bytes.fromhex("52540000000c")})
     routing.change(shim, after - before, before - after)
     assert routing.read(shim) == after
 
@@ -71,8 +68,8 @@ def test_a_route_moves_from_one_shim_to_another(shim: Link) -> None:
     links.set_up(other)
     other = netlink.get_link("mv-two")
     routing.change(other, set_for("192.0.2.11", "2001:db8::11"), ShimSet())
-    assert {str(one.address) for one in routing.read(other).routes} == {"192.0.2.11", "2001:db8::11"}
-    assert routing.read(shim).routes == frozenset()
+    assert routing.read(other).routes == set_for("192.0.2.11", "2001:db8::11").routes
+    assert not routing.read(shim).routes
 
 
 def test_what_others_have_put_on_the_shim_is_not_seen_and_not_touched(shim: Link) -> None:
@@ -88,15 +85,15 @@ def test_what_others_have_put_on_the_shim_is_not_seen_and_not_touched(shim: Link
 
 def test_a_foreign_route_is_named_and_adding_beside_it_is_refused(shim: Link) -> None:
     ip("route add 192.0.2.11 dev far")
-    address = ipaddress.ip_address("192.0.2.11")
-    assert routing.foreign_routes([address, ipaddress.ip_address("192.0.2.12")]) == [(address, "far")]
+    found = routing.HostRoutes.read().foreign(routing.packed([("192.0.2.11", MAC), ("192.0.2.12", MAC)]))
+    assert found == [(ipaddress.ip_address("192.0.2.11"), "far")]
     with pytest.raises(routing.RoutingFailed, match=r"add the route to 192\.0\.2\.11 through mv-eth0: EEXIST"):
         routing.change(shim, set_for("192.0.2.11"), ShimSet())
 
 
 def test_an_address_of_the_shims_own_brings_no_route_and_answers_for_itself(shim: Link) -> None:
     given = [ipaddress.ip_interface("203.0.113.5/24"), ipaddress.ip_interface("2001:db8:1::5/64")]
-    guests = [Guest(ipaddress.ip_address(text), MAC) for text in ("203.0.113.9", "2001:db8:1::9")]
+    guests = routing.packed([(text, MAC) for text in ("203.0.113.9", "2001:db8:1::9")])
     want = wanted(own(), guests, given)
     routing.change(shim, want, ShimSet())
     assert routing.read(shim) == want
@@ -109,7 +106,7 @@ def test_an_address_of_the_shims_own_brings_no_route_and_answers_for_itself(shim
 
 def test_a_thousand_guests_and_one_that_is_refused(shim: Link) -> None:
     ip("addr add 198.18.0.1/16 dev eth0")
-    guests = [Guest(ipaddress.ip_address(f"198.18.{n // 250 + 1}.{n % 250 + 1}"), MAC) for n in range(1000)]
+    guests = routing.packed([(f"198.18.{n // 250 + 1}.{n % 250 + 1}", MAC) for n in range(1000)])
     want = wanted(own(), guests)
     routing.change(shim, want, ShimSet())
     assert routing.read(shim) == want

@@ -17,7 +17,7 @@ from provisioner.host.leases import LeaseClaim, NicClaim
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, shim_mac, shim_name
 from provisioner.model.network import AnyNetwork, Network, Subnet
-from provisioner.model.shim import Guest, ShimSet, wanted
+from provisioner.model.shim import ShimSet, wanted
 from tests.netns.conftest import ip
 
 pytestmark = pytest.mark.usefixtures("lan")
@@ -270,7 +270,7 @@ def test_removing_what_is_gone_is_fine() -> None:
     made = links.add_macvlan("gone", netlink.get_link("eth0"), MAC1, "macvm:test")
     ip("link del gone")
     links.remove(made)
-    gone = wanted([ipaddress.ip_interface("192.0.2.2/24")], [Guest(ipaddress.ip_address("192.0.2.11"), MAC1)])
+    gone = wanted([ipaddress.ip_interface("192.0.2.2/24")], routing.packed([("192.0.2.11", MAC1)]))
     routing.change(netlink.get_link("eth0"), ShimSet(), gone)
 
 
