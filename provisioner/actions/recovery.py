@@ -140,6 +140,7 @@ def _settle(context: Context, row: Unfinished, work: Work) -> str:
     if _is_uncertain(context, row):
         work.keep_uncertain(context.clock(), context.hypervisor.daemon())
         return f"uncertain: {what}: libvirt may still carry it out; macvm gc settles it in a minute"
+    forward = row.action in _FORWARD
     if row.action in ("create", "delete"):
         # Closes the row itself, or leaves it where something remains.
         remove_all(context, work, Remains.read(row.machine, row.uuid, row.facts))
@@ -147,10 +148,15 @@ def _settle(context: Context, row: Unfinished, work: Work) -> str:
         from provisioner.actions import endpoint_removal
 
         endpoint_removal.settle(context, row, work)
+    elif row.action == "reset":
+        from provisioner.actions import reset
+
+        forward = reset.settle(context, row, work)
+        work.close()
     else:
         _settle_one_machine(context, row, work)
         work.close()
-    return f"{'finished' if row.action in _FORWARD else 'undid'}: {what}"
+    return f"{'finished' if forward else 'undid'}: {what}"
 
 
 def _settle_one_machine(context: Context, row: Unfinished, work: Work) -> None:

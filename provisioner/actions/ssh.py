@@ -18,7 +18,7 @@ from provisioner.actions.reaching import Reached
 from provisioner.actions.views import MachineView
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Unable, Usage
-from provisioner.host import caller
+from provisioner.host import caller, disks
 from provisioner.model.names import printable
 
 _KNOWN_HOSTS = "known_hosts"
@@ -125,6 +125,16 @@ def _known_hosts(context: Context, machine: MachineView) -> Path:
     if store is None or path not in store.files_of(machine.uuid):
         context.store.own_file(path, machine.uuid)
     return path
+
+
+def forget_host_keys(context: Context, uuid: str) -> None:
+    """For a guest that makes new ones: ssh would take it for an impostor. The caller's and macvm's own; other users'
+    files are theirs."""
+    caller.forget(_KNOWN_HOSTS, uuid)
+    path = context.machines_dir / uuid / _KNOWN_HOSTS
+    if path in context.store.files_of(uuid):
+        disks.remove_file(path, context.state_dir)
+        context.store.disown_file(path)
 
 
 def _options(to: Target) -> list[tuple[str, str]]:

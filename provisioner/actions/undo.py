@@ -34,10 +34,11 @@ class Undo(ExitStack):
         self.callback(attempt)
 
 
-def carry_out(work: Work, steps: Callable[[Undo], T]) -> T:
-    """Runs steps, and closes the journal's row when all went well or all is undone.
+def carry_out(work: Work, steps: Callable[[Undo], T], finish: Callable[[], object] | None = None) -> T:
+    """Runs steps, and closes the journal's row when all went well or all is undone. `finish` comes after the steps, and
+    is not undone.
 
-    Raises what the steps raise; PartlyDone where the undoing failed too, and then the row stays for `gc`.
+    Raises what the steps raise; PartlyDone where the undoing or the finish failed, and then the row stays for `gc`.
     """
     undo = Undo()
     try:
@@ -51,5 +52,11 @@ def carry_out(work: Work, steps: Callable[[Undo], T]) -> T:
             raise PartlyDone(f"{error}; undoing it failed too: {said}", "then: macvm gc") from error
         work.close()
         raise
+    if finish:
+        try:
+            finish()
+        except BaseException as error:
+            work.leave()
+            raise PartlyDone(f"done, but for the end of it: {error}", "then: macvm gc") from error
     work.close()
     return result

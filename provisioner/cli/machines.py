@@ -100,6 +100,30 @@ def autostart(switch: str, names: Sequence[str], dry_run: bool) -> None:
 
 @click.command(cls=Command)
 @_names_and_dry_run
+def reset(names: Sequence[str], dry_run: bool) -> None:
+    """Give VMs a fresh disk from their image, and lose what is on the old one.
+
+    MACs, addresses and NICs stay, as do keys, user-data and password. A VM that runs has its power cut, and is started
+    again; one that is off stays off.
+    """
+    from provisioner.actions import reset as resetting
+    from provisioner.actions import reset_preview
+
+    if dry_run:
+        return _preview(reset_preview.reset, names)
+    what = "its disk" if len(names) == 1 else "their disks"
+    confirm(f"Reset {', '.join(names)}, and lose what is on {what}?", options_of(_here()))
+    with changing() as (context, options):
+        done, notes = resetting.reset(context, names)
+        for note in notes:
+            tell(f"note: {note}")
+    if options.output == "json":
+        return render.print_json(done)
+    return _done([machine.name for machine in done], "reset")
+
+
+@click.command(cls=Command)
+@_names_and_dry_run
 @click.option("--keep-disks", is_flag=True, help="Leave the disks, and say where they are.")
 def delete(names: Sequence[str], keep_disks: bool, dry_run: bool) -> None:
     """Delete VMs and all that create made for them; nothing else."""

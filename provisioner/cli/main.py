@@ -30,6 +30,7 @@ COMMANDS = {
     "stop": (_MACHINES, "stop", "Shut VMs down through ACPI."),
     "restart": (_MACHINES, "restart", "Stop VMs and start them again."),
     "autostart": (_MACHINES, "autostart", "Start VMs with the host, or not."),
+    "reset": (_MACHINES, "reset", "Give VMs a fresh disk from their image."),
     "delete": (_MACHINES, "delete", "Delete VMs and all that create made for them."),
     "console": (_MACHINES, "console", "Open a VM's serial console; Ctrl+] ends it."),
     "wait": (_MACHINES, "wait", "Wait until VMs answer."),

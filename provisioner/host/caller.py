@@ -32,12 +32,26 @@ def rights() -> Iterator[None]:
         os.setegid(0)
 
 
-def state_folder(name: str) -> Path:
-    """A folder for what is to be kept, made where it is missing, in the place that the XDG Base Directory
-    Specification gives it. Raises Unable."""
+def _state_path(name: str) -> Path:
+    """In the place that the XDG Base Directory Specification gives it."""
     given = "" if through_sudo() else os.environ.get("XDG_STATE_HOME", "")
     base = Path(given) if given.startswith("/") else invoking_home() / ".local/state"
-    folder = base / "macvm" / name
+    return base / "macvm" / name
+
+
+def forget(folder: str, name: str) -> None:
+    """Deletes a file of a `state_folder`; not there is fine. Raises Unable."""
+    path = _state_path(folder) / name
+    try:
+        with rights():
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise Unable(f"{path} cannot be deleted: {error.strerror}", f"rm {path}") from error
+
+
+def state_folder(name: str) -> Path:
+    """A folder for what is to be kept, made where it is missing. Raises Unable."""
+    folder = _state_path(name)
     try:
         with rights():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -140,12 +140,7 @@ def _into_store(temporary: Path, folder: Path, suffix: str) -> DiskImage:
     # Readable by all, as libvirt's own images are: QEMU's user must read a base; secrets belong into seeds.
     temporary.chmod(0o444)
     temporary.rename(path)
-    virtual = _virtual_size(path) if suffix == ".qcow2" else 0
-    return DiskImage(path, digest, path.stat().st_size, virtual)
-
-
-def _virtual_size(path: Path) -> int:
-    return int(struct.unpack_from(">Q", _head(path), 24)[0])
+    return DiskImage(path, digest, path.stat().st_size, virtual_size(path) or 0)
 
 
 def _check_qcow2(path: Path, head: bytes) -> None:
@@ -208,6 +203,17 @@ def create_disk(path: Path, size: int) -> None:
     """An empty qcow2 disk."""
     run(["qemu-img", "create", "-q", "-f", "qcow2", path, str(size)])
     path.chmod(0o600)
+
+
+def virtual_size(path: Path) -> int | None:
+    """In bytes; None where there is no qcow2 disk any more: QEMU, which its guest may have taken over, can write to it
+    what it likes."""
+    try:
+        head = _head(path)
+    except OSError:
+        return None
+    size = struct.unpack_from(">Q", head, 24)[0] if head.startswith(_QCOW2) and len(head) >= 32 else 0
+    return size if 0 < size <= MOST_VIRTUAL else None
 
 
 def backing_files(path: Path) -> list[Path]:

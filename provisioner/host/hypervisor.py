@@ -355,6 +355,15 @@ class Hypervisor:
         with _translated("to tell whether a machine is saved"):
             return bool(self._domain(uuid).isPersistent())
 
+    def has_snapshots(self, uuid: str) -> bool:
+        with _translated("to tell of a machine's snapshots"):
+            return bool(self._domain(uuid).snapshotNum())
+
+    def has_managed_save(self, uuid: str) -> bool:
+        """Whether its next start goes on with the memory that was saved."""
+        with _translated("to tell whether a machine's memory is saved"):
+            return bool(self._domain(uuid).hasManagedSaveImage())
+
     def attach_nic(self, uuid: str, name: str, xml: str, *, live: bool) -> None:
         """To the running machine, or with `live` False to its definition. Raises NoSlot."""
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG

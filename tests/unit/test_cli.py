@@ -173,7 +173,9 @@ def test_a_private_key_is_never_taken_for_a_public_one(run: Run, tmp_path: Path)
     assert "secretsecret" not in ran.err
 
 
-@pytest.mark.parametrize("words", [["delete", "web1"], ["delete", "web1", "web2"], ["image", "delete", "tiny"]])
+@pytest.mark.parametrize(
+    "words", [["delete", "web1"], ["delete", "web1", "web2"], ["reset", "web1"], ["image", "delete", "tiny"]]
+)
 def test_what_destroys_asks_and_without_a_terminal_wants_yes(
     run: Run, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +234,7 @@ def test_settings_come_from_the_environment_too(macvm: Run, tmp_path: Path, monk
         ["list"], ["list", "-o", "json"], ["show", "web1"], ["nic", "list"], ["start", "web1"], ["stop", "web1"],
         ["delete", "web1", "--yes"], ["wait", "web1"], ["console", "web1"], ["create"], ["create", "web1"],
         ["create", "web1", "--dry-run"], ["restart", "web1"], ["autostart", "on", "web1"],
+        ["reset", "web1", "--yes"], ["reset", "web1", "--dry-run"],
     ],
     ids=" ".join,
 )  # fmt: skip
@@ -268,6 +271,7 @@ def test_no_such_machine_is_status_3(run_test_driver: Run, name: str, as_root: N
 
 def test_a_machine_that_macvm_did_not_make_is_not_deleted(run_test_driver: Run, as_root: None) -> None:
     complains(run_test_driver("delete", "test", "--yes"), 5, "was not made by macvm", "virsh undefine test")
+    complains(run_test_driver("reset", "test", "--yes"), 5, "was not made by macvm", "virsh")
     assert run_test_driver("list", "-o", "name").out == "test\n"
 
 
@@ -293,7 +297,7 @@ def test_only_this_hosts_own_libvirt_can_create(
 @pytest.mark.parametrize(
     "words",
     [
-        ["create", "web1"], ["create"], ["delete", "web1", "--yes"], ["gc"], ["image", "build", "tiny"],
+        ["create", "web1"], ["create"], ["delete", "web1", "--yes"], ["reset", "web1", "--yes"], ["gc"], ["image", "build", "tiny"],
         ["image", "import", "/etc/hostname", "x"], ["image", "delete", "x", "--yes"],
     ],
     ids=" ".join,
