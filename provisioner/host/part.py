@@ -50,7 +50,6 @@ class Part:
                 os.ftruncate(self._descriptor, 0)
             while chunk := os.read(self._descriptor, _CHUNK):
                 self._note(chunk)
-            self._is_doubtful = self.size > 0
             self._stack = stack.pop_all()
         return self
 
