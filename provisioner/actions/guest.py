@@ -13,7 +13,7 @@ from provisioner.errors import NotFound
 from provisioner.host import seeds
 from provisioner.model.found import FoundMachine
 from provisioner.model.nic import Interface, Nic
-from provisioner.model.seed import network_files
+from provisioner.model.seed_network import network_files
 
 #: Seconds for the guest to notice a new NIC, and for the commands in it to end.
 _PATIENCE = 5.0

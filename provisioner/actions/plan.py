@@ -27,8 +27,9 @@ from provisioner.model.found import Marks
 from provisioner.model.machine import Machine
 from provisioner.model.names import check_name, printable
 from provisioner.model.nic import Nic
-from provisioner.model.seed import SeedRequest, seed_files, takes_script
+from provisioner.model.seed import SeedRequest, seed_files
 from provisioner.model.sizes import DEFAULT_MEMORY, LEAST_MEMORY, human_size
+from provisioner.model.user_data import check_combinable, check_script
 from provisioner.resources import resource
 
 #: What QEMU's q35 takes.
@@ -92,7 +93,15 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
     template, template_name, firmware = b"", "", ""
     with findings.checking():
         template, template_name = _read_template(request)
-        firmware = choose_firmware(context, request.firmware, template, template_name, virt_type, findings.notes)
+        firmware = choose_firmware(
+            context,
+            request.firmware,
+            image.name if image else "",
+            template,
+            template_name,
+            virt_type,
+            findings.notes,
+        )
     nics = plan_nics(
         context,
         request.nics,
@@ -272,12 +281,19 @@ def _read_template(request: CreateRequest) -> tuple[bytes, str]:
 
 def _check_user_data(request: CreateRequest, image: StoredImage | None) -> None:
     entry = catalogue().get(image.name) if image else None
-    if request.user_data and request.password:
-        raise Usage("--password and --user-data exclude one another", "set the password in the user-data")
     if request.password and not (image and image.login):
         raise Usage("--password needs an image whose login is known", "use --user-data instead")
-    if entry and entry.script_only and request.user_data and not takes_script(request.user_data):
-        raise Usage(
-            f"guests of {entry.name} run user-data only where it begins with #!",
-            "write it as a script, not cloud-config",
-        )
+    if not request.password.isprintable():
+        # Nobody could type it, and what makes the hash reads one line.
+        raise Usage("--password has a character that is none of writing", "letters, digits, signs and blanks")
+    if entry and entry.script_only:
+        for part in request.user_data:
+            check_script(part, entry.name)
+        if len(request.user_data) > 1:
+            raise Usage(f"guests of {entry.name} run one script, and no MIME", "put it all into one --user-data")
+        if request.password and request.user_data:
+            raise Usage(
+                f"--password and --user-data exclude one another for guests of {entry.name}, which run one script",
+                f"set the password in it: echo {entry.login}:HASH | chpasswd -e, with the hash of openssl passwd -6",
+            )
+    check_combinable(request.user_data)

@@ -14,24 +14,18 @@ from provisioner.errors import Unable
 from provisioner.host import links
 from provisioner.model.domain_xml.nics import nic_xml
 from provisioner.model.found import FoundMachine
+from provisioner.model.seed import shown_files
 
 Maker = Callable[[Context, Sequence[str]], list[str]]
-
-#: What stands in the seed only as a hash or a key still says too much for a screen.
-_MASKED = ("password", "chpasswd", "passwd")
 
 
 def create(context: Context, request: CreateRequest) -> str:
     """The steps, the seed's texts with secrets masked, and the domain's XML. Raises Problems, as `create` does."""
     plan = make_plan(context, request)
     parts = ["# steps", *_create_steps(context, plan), *(f"# note: {note}" for note in plan.notes), "", "# seed"]
-    for name, content in sorted(plan.seed.items()):
-        parts += [f"## {name}", *(_mask(line) for line in content.decode(errors="replace").splitlines())]
+    for name, text in sorted(shown_files(plan.told).items()):
+        parts += [f"## {name}", *text.splitlines()]
     return "\n".join([*parts, "", "# domain", plan.xml])
-
-
-def _mask(line: str) -> str:
-    return "(masked: sets a password)" if any(word in line for word in _MASKED) else line
 
 
 def _create_steps(context: Context, plan: Plan) -> list[str]:

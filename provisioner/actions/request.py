@@ -26,7 +26,8 @@ class NicRequest(NamedTuple):
 class CreateRequest(NamedTuple):
     """One machine. `image` is NAME[:VERSION], FILE or URL, "" for the default one; `checksum` that of the last two, and
     `insecure` lets a URL go without. `memory` and `disk_size` in bytes, None for what the image wants; `ssh_keys` None
-    for the invoking user's own."""
+    for the invoking user's own;
+    `user_data` has several texts where they are of different kinds."""
 
     name: str
     nics: tuple[NicRequest, ...]
@@ -37,7 +38,7 @@ class CreateRequest(NamedTuple):
     vcpus: int = 1
     disk_size: int | None = None
     ssh_keys: tuple[str, ...] | None = None
-    user_data: bytes = b""
+    user_data: tuple[bytes, ...] = ()
     password: str = ""
     template: Path | None = None
     virt_type: str = ""

@@ -52,11 +52,13 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--ssh-key", "ssh_keys", multiple=True, type=_PATH, help="Public key file; default: your own ~/.ssh/*.pub."
 )
-@click.option("--user-data", type=_PATH, metavar="FILE", help="Handed to the guest's first boot.")
+@click.option(
+    "--user-data", multiple=True, type=_PATH, metavar="FILE", help="For the guest's first boot: a script, cloud-config."
+)
 @click.option("--password", help="For the image's login; only its hash reaches the guest.")
 @click.option("--template", type=_PATH, metavar="FILE", help="A libvirt domain of yours to start from.")
 @click.option("--virt-type", type=click.Choice(["auto", "kvm", "qemu"]), help="KVM or emulation.  [auto]")
-@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="What it boots with; default: bios.")
+@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="What it boots with; default: the image's, else bios.")
 @click.option("--kernel", type=_PATH, metavar="FILE", help="Boot this kernel, without a boot loader.")
 @click.option("--initrd", type=_PATH, metavar="FILE", help="Its initramfs.")
 @click.option("--cmdline", default="", metavar="TEXT", help="Its command line.")
@@ -154,7 +156,7 @@ def _request(
     vnc_exposed: bool,
     virt_type: str | None,
     ssh_keys: Sequence[Path],
-    user_data: Path | None,
+    user_data: Sequence[Path],
     memory: int | None,
     disk: int | None,
     no_start: bool,
@@ -198,8 +200,8 @@ def _with_first_image(context: Context, request: CreateRequest, dry_run: bool) -
         return request
     source = pulling.first_choice()
     size = f", {source.size}" if source.size else ""
-    click.confirm(f"There is no image here yet. Pull {source.title}{size}?", default=True, abort=True, err=True)
-    return request._replace(image=source.title)
+    is_wanted = click.confirm(f"There is no image here yet. Pull {source.title}{size}?", default=True, err=True)
+    return request._replace(image=source.title) if is_wanted else request
 
 
 def _create_all(

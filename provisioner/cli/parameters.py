@@ -16,6 +16,7 @@ from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, printable
 from provisioner.model.nic import parse_address, parse_addressing
 from provisioner.model.sizes import parse_size
+from provisioner.model.ssh_key import is_public_key, key_lines
 
 if TYPE_CHECKING:
     from provisioner.actions.request import NicRequest
@@ -172,14 +173,15 @@ def one_pace(probe: str | None, no_probe: bool) -> str:
     return "no" if no_probe else probe or "fast"
 
 
-def read_user_data(path: Path | None) -> bytes:
-    """Raises Usage."""
-    if path is None:
-        return b""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise Usage(f"the user-data {path} cannot be read: {error.strerror}", "check --user-data") from error
+def read_user_data(paths: Sequence[Path]) -> tuple[bytes, ...]:
+    """What stands in the files; an empty one says nothing. Raises Usage."""
+    found = []
+    for path in paths:
+        try:
+            found.append(path.read_bytes())
+        except OSError as error:
+            raise Usage(f"the user-data {path} cannot be read: {error.strerror}", "check --user-data") from error
+    return tuple(filter(None, found))
 
 
 def read_keys(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -194,5 +196,12 @@ def read_keys(paths: Sequence[Path]) -> tuple[str, ...]:
             ) from error
         if "PRIVATE KEY" in text:
             raise Usage(f"{path} is a private key", f"the public one goes into guests: {path}.pub")
-        keys += [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        lines = key_lines(text)
+        for line in lines:
+            if not is_public_key(line):
+                hint = "a line for each: ssh-ed25519 AAAA… and a comment, as ssh-keygen writes it"
+                raise Usage(f"{path} has a line that is no public key: {printable(line)}", hint)
+        if not lines:
+            raise Usage(f"{path} has no public key", "name a public key, such as ~/.ssh/id_ed25519.pub")
+        keys += lines
     return tuple(keys)

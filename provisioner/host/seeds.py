@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import os
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from provisioner.errors import MacvmError, NotFound
 from provisioner.model.seed import VOLUME_LABEL
+
+#: 1980-01-01: every date on the volume, so that the same texts give the same bytes.
+_EPOCH = 315532800.0
 
 
 def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
@@ -26,8 +31,27 @@ def warm_up() -> None:
     threading.Thread(target=_import, name="import-pycdlib", daemon=True).start()
 
 
-def _import() -> None:
-    import pycdlib  # noqa: F401
+class _Clock:
+    """`time` as the ISO writer sees it: it takes no date from its callers, and reads the local time zone."""
+
+    localtime = staticmethod(time.gmtime)
+
+    @staticmethod
+    def time() -> float:
+        return _EPOCH
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+
+def _import() -> Any:
+    import pycdlib
+    from pycdlib import dates, headervd
+    from pycdlib import pycdlib as writer
+
+    for module in (dates, headervd, writer):
+        vars(module)["time"] = _Clock()
+    return pycdlib
 
 
 def replace_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
@@ -86,9 +110,7 @@ def read_seed(path: Path) -> dict[str, bytes]:
 
 
 def _iso(files: Mapping[str, bytes]) -> bytes:
-    import pycdlib
-
-    iso = pycdlib.PyCdlib()
+    iso = _import().PyCdlib()
     iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=VOLUME_LABEL)
     folders: dict[str, str] = {"": ""}
     for number, (name, content) in enumerate(sorted(files.items())):

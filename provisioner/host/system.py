@@ -11,6 +11,7 @@ from pathlib import Path
 
 from provisioner.host.commands import missing_tool, run
 from provisioner.model.nic import Address
+from provisioner.model.ssh_key import is_public_key, key_lines
 
 _SSH = 22
 
@@ -54,13 +55,13 @@ def invoking_home() -> Path:
 
 
 def ssh_public_keys() -> tuple[str, ...]:
-    """The invoking user's public keys, one line each."""
-    keys = []
+    """The invoking user's public keys, one line each; certificates, which lie beside them, are none."""
+    keys: list[str] = []
     with contextlib.suppress(OSError):
         for path in sorted((invoking_home() / ".ssh").glob("*.pub")):
             with contextlib.suppress(OSError):
-                keys += path.read_text(errors="replace").splitlines()
-    return tuple(key.strip() for key in keys if key.strip() and not key.startswith("#"))
+                keys += key_lines(path.read_text(errors="replace"))
+    return tuple(filter(is_public_key, keys))
 
 
 def answers_ping(address: Address, seconds: float = 1.0) -> bool:

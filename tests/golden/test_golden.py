@@ -56,6 +56,12 @@ DUAL = Nic(
     ),
 )
 
+SEVERAL = DUAL._replace(
+    addressing=parse_addressing(
+        ["192.0.2.11/24", "192.0.2.12/24", "2001:db8::11/64", "2001:db8::12/64"], ["192.0.2.1", "fe80::1"]
+    )
+)
+
 MACHINES = {
     "one-static-nic": PLAIN,
     "dual-stack": PLAIN._replace(nics=(DUAL,)),
@@ -231,9 +237,13 @@ SEEDS = {
     for name in ("one-static-nic", "dual-stack", "every-mode", "libvirt-network")
 } | {
     "keys-and-password": SeedRequest(
-        "web1", PLAIN.uuid, PLAIN.nics, ('ssh-ed25519 AAAA me@"here"',), b"", "cirros", "$6$salt$hash"
+        "web1", PLAIN.uuid, PLAIN.nics, ('ssh-ed25519 AAAA me@"here"',), (), "cirros", "$6$salt$hash"
     ),
-    "own-user-data": SeedRequest("web1", PLAIN.uuid, (), (), b"#!/bin/sh\ntrue\n"),
+    "own-user-data": SeedRequest("web1", PLAIN.uuid, (), (), (b"#!/bin/sh\ntrue\n",)),
+    "several-user-data": SeedRequest(
+        "web1", PLAIN.uuid, (), (), (b"#!/bin/sh\ntrue\n", b"#cloud-config\npackages: [jq]\n"), "debian", "$6$salt$hash"
+    ),
+    "several-addresses": SeedRequest("web1", PLAIN.uuid, (SEVERAL, DUAL._replace(mac=mac(7)))),
     "small-mtu": SeedRequest("web1", PLAIN.uuid, (DUAL._replace(mtu=1400),)),
 }
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,17 @@ def test_a_seed_is_never_written_over_or_through_anything(tmp_path: Path) -> Non
             seeds.write_seed(tmp_path / name, {"meta-data": b""}, (os.getuid(), os.getgid()))
     assert other.read_bytes() == b"untouched"
     assert not (tmp_path / "new").exists()
+
+
+def test_the_same_texts_give_the_same_bytes_at_any_time_and_in_any_time_zone(tmp_path: Path) -> None:
+    files = {"meta-data": b"{}", "files/etc/dhcpcd.conf": b"", "files/etc/network/interfaces": b"auto lo\n"}
+    began = int(time.time())
+    seeds.write_seed(tmp_path / "first.iso", files, (os.getuid(), os.getgid()))
+    # A directory record's date has seconds.
+    while int(time.time()) == began:
+        time.sleep(0.02)
+    code = "import os, sys; from pathlib import Path; from provisioner.host import seeds; "
+    code += f"seeds.write_seed(Path(sys.argv[1]), {files!r}, (os.getuid(), os.getgid()))"
+    later = tmp_path / "later.iso"
+    subprocess.run([sys.executable, "-c", code, later], check=True, env=os.environ | {"TZ": "Asia/Kolkata"})
+    assert later.read_bytes() == (tmp_path / "first.iso").read_bytes()
