@@ -92,7 +92,8 @@ def check_base_of(context: Context, machine: FoundMachine) -> None:
     base = machine.marks.base if machine.marks else ""
     if not base:
         return
-    image = next((image for image in context.store.images() if image.digest == base), None)
+    known = list_images(context.reading_store)
+    image = next((image for image in known if image.digest == base), None)
     if image:
         return check_base(context, image)
     path = context.images_dir / f"{base}.qcow2"

@@ -93,15 +93,8 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
     template, template_name, firmware = b"", "", ""
     with findings.checking():
         template, template_name = _read_template(request)
-        firmware = choose_firmware(
-            context,
-            request.firmware,
-            image.name if image else "",
-            template,
-            template_name,
-            virt_type,
-            findings.notes,
-        )
+        root = parse(template, template_name)
+        firmware = choose_firmware(context, request, image, root, virt_type, findings.notes)
     nics = plan_nics(
         context,
         request.nics,

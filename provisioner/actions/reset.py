@@ -18,7 +18,6 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Problems, Taken, Unable
 from provisioner.host import disks, seeds
 from provisioner.host.journal import Unfinished, Work
-from provisioner.host.store import StoredImage
 from provisioner.model.found import FoundMachine
 from provisioner.model.instance import instance_of, next_instance, with_instance
 
@@ -79,7 +78,8 @@ def _plan(context: Context, machine: FoundMachine) -> ResetPlan:
         raise Unable(f"{name} was made from no image, to which it could be reset", "delete it and create it anew")
     folder = context.machines_dir / machine.uuid
     store = context.reading_store
-    base = _check_base(context, machine, marks.base, store.images() if store else [])
+    images.check_base_of(context, machine)
+    base = context.images_dir / f"{marks.base}.qcow2"
     _check_disk(context, machine, folder / "disk.qcow2", store.files_of(machine.uuid) if store else [])
     seed = seeds.read_seed(folder / "seed.iso")
     try:
@@ -91,23 +91,13 @@ def _plan(context: Context, machine: FoundMachine) -> ResetPlan:
     return ResetPlan(machine, folder, base, size and max(size, disks.virtual_size(base) or 0), seed)
 
 
-def _check_base(context: Context, machine: FoundMachine, digest: str, known: Sequence[StoredImage]) -> Path:
-    """The base's file. Raises Unable where it is not what it was."""
-    image = next((image for image in known if image.digest == digest), None)
-    if image is None:
-        # A newer build has taken its name; the file stays while there are overlays of it. Without a stamp it is read.
-        name = machine.marks.image if machine.marks else ""
-        image = StoredImage(name, "", digest, "", "", "", 0, 0, stamp="", added="")
-    images.check_base(context, image)
-    return images.image_path(context, image)
-
-
 def _check_disk(context: Context, machine: FoundMachine, disk: Path, own: Sequence[Path]) -> None:
     """Raises Unable where something hangs on the disk that would be wrong or lost with a new one."""
     name = machine.name
     if disk not in own or disk not in context.hypervisor.saved(machine.uuid).files:
         raise Unable(f"the disk of {name} is not the one that macvm made: {disk}", f"virsh domblklist {name}")
-    above = [path for path in machine.files if path.suffix != ".iso" and disk in disks.backing_files(path)]
+    others = (path for path in machine.files if path not in own and path.parent != context.images_dir)
+    above = [path for path in others if disk in disks.backing_files(path)]
     if above:
         raise Unable(f"{above[0]} is an overlay of the disk of {name}", f"virsh blockcommit {name} vda --pivot")
     if not context.hypervisor.is_persistent(machine.uuid):

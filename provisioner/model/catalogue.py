@@ -56,7 +56,7 @@ class Release(NamedTuple):
 
 class CatalogueEntry(NamedTuple):
     """How an image's guests are used: login and password for the console, the least memory and disk in bytes (0 where
-    any will do), one of `WAYS`, and whether SSH keys reach them."""
+    any will do), one of `WAYS`, whether SSH keys reach them, and the one firmware that they boot by, "" for either."""
 
     name: str
     login: str = ""
@@ -65,6 +65,7 @@ class CatalogueEntry(NamedTuple):
     takes_keys: bool = True
     memory: int = 0
     disk: int = 0
+    firmware: str = ""
     releases: tuple[Release, ...] = ()
 
     @property
@@ -223,6 +224,7 @@ _ENTRY: Mapping[str, Callable[[Any], Any]] = {
     "takes_keys": _flag,
     "memory": _amount,
     "disk": _amount,
+    "firmware": _word_of(("bios", "uefi")),
 }
 _RELEASE: Mapping[str, Callable[[Any], Any]] = {
     "url": _url,

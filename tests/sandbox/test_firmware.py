@@ -86,10 +86,12 @@ def test_a_templates_own_firmware_wins_and_that_is_said(host: KvmHost, tmp_path:
     template.write_text(_TEMPLATE)
     with host.unchanged():
         said = host.macvm("create", "own", "--template", template, "--firmware", "bios", "--dry-run").stdout
-    assert "efi.xml brings its own firmware, which stays: --firmware bios does nothing\n" in said
+    assert f"# note: {template} brings its own firmware, which stays: --firmware bios does nothing\n" in said
     assert '<os firmware="efi">' in said
     agreed = host.macvm("create", "own", "--template", template, "--firmware", "uefi", "--dry-run").stdout
     assert "brings its own firmware" not in agreed
+    # The catalogue knows what an image boots by.
+    assert "# note: tiny boots by BIOS alone, and own has UEFI\n" in agreed
 
 
 def test_a_host_without_ovmf_says_so_before_anything_is_made(host: KvmHost, tmp_path: Path) -> None:

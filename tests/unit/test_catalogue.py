@@ -89,6 +89,7 @@ PLACE = "[a.versions.1.x86_64]\n"
         ("[a]\ntakes_keys = 'no'", "a.takes_keys: 'no' is not true or false"),
         ("[a]\nconfigured_by = 'hand'", "a.configured_by: 'hand' is not known"),
         ("[a]\nconfigured_by = []", "a.configured_by: '[]' is not known"),
+        ("[a]\nfirmware = 'coreboot'", "a.firmware: 'coreboot' is not known"),
         ("[a]\nversions = 1", "a.versions is no table"),
         ("[a.versions.'1/2'.x86_64]", "a.versions.1/2: '1/2' cannot be an image's version"),
         ("[a.versions]\n1 = 2", "a.versions.1 is no table"),
