@@ -102,7 +102,12 @@ def with_images(
     Raises Problems, and what the download or the image's file is refused for.
     """
     context.require_local_root("creating a VM")
-    sources = [pulling.lacking(context, request) for request in requests]
+    try:
+        sources = [pulling.lacking(context, request) for request in requests]
+    except MacvmError:
+        # Which says this, and all else that is wrong.
+        check(context, requests)
+        raise
     wanted = dict.fromkeys(source for source in sources if source)
     if wanted:
         check(context, requests)

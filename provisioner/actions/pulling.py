@@ -39,7 +39,8 @@ _OTHERS = re.compile(r"[^a-z0-9]+")
 
 class Source(NamedTuple):
     """Where an image comes from: `url`, or the file `path`. A `release` of the catalogue has its checksum, or says
-    where it is published. Without a version, it gets one from its digest."""
+    where it is published. One that is not `named` by the user or the catalogue gets a version from its digest, and is
+    here already under whatever name."""
 
     name: str
     version: str = ""
@@ -47,6 +48,7 @@ class Source(NamedTuple):
     path: Path | None = None
     checksum: Checksum | None = None
     release: Release | None = None
+    named: bool = False
 
     @property
     def title(self) -> str:
@@ -87,7 +89,7 @@ def offers(stored: list[StoredImage]) -> list[Offer]:
 
 
 def _of_release(name: str, release: Release) -> Source:
-    return Source(name, release.version, release.url, checksum=release.checksum, release=release)
+    return Source(name, release.version, release.url, checksum=release.checksum, release=release, named=True)
 
 
 def is_elsewhere(wanted: str) -> bool:
@@ -318,9 +320,9 @@ def _forget_old(folder: Path) -> None:
 def _store(context: Context, source: Source, file: Path, checksum: Checksum | None) -> StoredImage:
     from provisioner.host.web import shown
 
-    version = source.version or (checksum.digest if checksum else disks.digest_of(file))[:12]
+    version = source.version if source.named else (checksum.digest if checksum else disks.digest_of(file))[:12]
     made = images.Made(shown(source.url), checksum)
-    context.say(f"checking and storing {source.name}:{version}")
+    context.say(f"checking and storing {source._replace(version=version).title}")
     return images.store_file(context, file, source.name, version, made)
 
 
@@ -348,9 +350,9 @@ def _pinned() -> list[Source]:
 
 
 def _find_here(stored: list[StoredImage], source: Source, checksum: Checksum | None) -> StoredImage | None:
-    """The local image that was made from the file with that checksum; of a release only under its own name."""
+    """The local image that was made from the file with that checksum."""
     for image in stored:
-        is_named = not source.release or (image.name, image.version) == (source.name, source.version)
+        is_named = not source.named or (image.name, image.version) == (source.name, source.version)
         # A qcow2 is stored as it came.
         if is_named and checksum and str(checksum) in (image.checksum, f"sha256:{image.digest}"):
             return image
@@ -367,8 +369,9 @@ def _is_whole(context: Context, image: StoredImage) -> bool:
 
 
 def _check_replaceable(context: Context, source: Source) -> None:
-    """A newer build takes the place of one that was pulled; never of what a user imported under that name."""
+    """A newer build of a release takes the place of one that was pulled; nothing does of what a user imported."""
     for image in context.store.images():
-        if source.version and (image.name, image.version) == (source.name, source.version) and not image.source:
+        is_same = source.named and (image.name, image.version) == (source.name, source.version)
+        if is_same and not (source.release and image.source):
             hint = f"delete it first: macvm image delete {source.title}"
-            raise Taken(f"there is another image {source.title} already, which was not pulled", hint)
+            raise Taken(f"there is another image {source.title} already, which is no older build of it", hint)

@@ -137,7 +137,7 @@ def _checksum(text: str) -> Checksum | None:
 
 def _import_url(url: str, title: str, checksum: str, insecure: bool, dry_run: bool) -> None:
     name, version = images.split_name(title)
-    source = pulling.find_source(url, checksum, insecure=insecure)._replace(name=name, version=version)
+    source = pulling.find_source(url, checksum, insecure=insecure)._replace(name=name, version=version, named=True)
     if dry_run:
         with looking(libvirt=False) as (context, _):
             click.echo("\n".join(pulling.preview(context, source)))

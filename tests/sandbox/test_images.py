@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
 
 from tests.sandbox.kvm_host import STATE, KvmHost, complaints
+from tests.sandbox.test_json import valid
 
 pytestmark = pytest.mark.xdist_group("images")
 
@@ -18,7 +20,7 @@ def clean(host: KvmHost) -> Iterator[None]:
     with host.unchanged():
         yield
         host.clear()
-        for image in host.json("image", "list"):
+        for image in host.json("image", "list", "--local"):
             if image["name"] != "tiny":
                 host.macvm("image", "delete", "--yes", f"{image['name']}:{image['version']}".rstrip(":"))
         host.sh("rm -rf /run/images")
@@ -36,7 +38,7 @@ def sources(host: KvmHost) -> dict[str, str]:
 def test_import(host: KvmHost, sources: dict[str, str], kind: str) -> None:
     digest = host.sh(f"sha256sum {sources[kind]}").split()[0]
     host.macvm("image", "import", sources[kind], "mine:1.0", "--checksum", f"sha256:{digest}")
-    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    (image,) = [image for image in host.json("image", "list", "--local") if image["name"] == "mine"]
     assert (image["version"], image["virtual_size"]) == ("1.0", 4 << 20)
     stored = f"{STATE}/images/{image['digest']}.qcow2"
     assert host.sh(f"stat -c '%a %U' {stored}").split() == ["444", "root"]
@@ -55,9 +57,11 @@ def test_the_newest_version_is_taken(host: KvmHost, sources: dict[str, str]) -> 
 
 def test_build_twice_is_the_same_image(host: KvmHost) -> None:
     with host.unchanged():
-        before = host.json("image", "list")
+        before = host.json("image", "list", "--local")
         host.macvm("image", "build", "tiny")
-        assert [image["digest"] for image in host.json("image", "list")] == [image["digest"] for image in before]
+        assert [image["digest"] for image in host.json("image", "list", "--local")] == [
+            image["digest"] for image in before
+        ]
 
 
 def test_an_image_in_use_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
@@ -88,7 +92,7 @@ def test_another_image_of_the_same_name_is_refused_and_the_same_put_back(
     host: KvmHost, sources: dict[str, str]
 ) -> None:
     host.macvm("image", "import", sources["qcow2"], "mine:1")
-    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    (image,) = [image for image in host.json("image", "list", "--local") if image["name"] == "mine"]
     base = f"{STATE}/images/{image['digest']}.qcow2"
     host.sh("qemu-img create -q -f qcow2 /run/images/other.qcow2 8M")
     with host.unchanged():
@@ -104,7 +108,7 @@ def test_another_image_of_the_same_name_is_refused_and_the_same_put_back(
 
 def test_an_image_used_by_a_machine_of_others_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
     host.macvm("image", "import", sources["qcow2"], "mine")
-    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    (image,) = [image for image in host.json("image", "list", "--local") if image["name"] == "mine"]
     base = f"{STATE}/images/{image['digest']}.qcow2"
     host.sh(f"cd /run/images; qemu-img create -q -f qcow2 -F qcow2 -b {base} over.qcow2")
     domain = """<domain type='qemu'><name>other</name><memory unit='MiB'>16</memory>
@@ -120,7 +124,7 @@ def test_an_image_used_by_a_machine_of_others_is_not_deleted(host: KvmHost, sour
 
 def test_a_base_that_changed_starts_no_guest(host: KvmHost, sources: dict[str, str]) -> None:
     host.macvm("image", "import", sources["qcow2"], "mine")
-    (image,) = [image for image in host.json("image", "list") if image["name"] == "mine"]
+    (image,) = [image for image in host.json("image", "list", "--local") if image["name"] == "mine"]
     base = f"{STATE}/images/{image['digest']}.qcow2"
     host.create("user", "--image", "mine", "--no-start")
     host.sh(f"chmod u+w {base}; cp -p {base} /run/images/kept")
@@ -138,3 +142,37 @@ def test_a_base_that_changed_starts_no_guest(host: KvmHost, sources: dict[str, s
     host.sh(f"cp /run/images/kept {base}")  # another inode and time, the same bytes
     host.macvm("start", "user")
     assert host.show("user")["state"] == "running"
+
+    host.sh(f"cp /run/images/aside {base}")
+    assert "has changed" in host.macvm("restart", "--force", "user", status=5).stderr
+    assert host.show("user")["state"] == "off"
+    # Of a base that the store has forgotten, its own name says what it was.
+    host.sh(f"sqlite3 {STATE}/macvm.db \"DELETE FROM images WHERE name = 'mine'\"")
+    with host.unchanged():
+        assert f"{base} has changed" in host.macvm("start", "user", status=5).stderr
+    host.sh(f"cp /run/images/kept {base}")
+    host.macvm("start", "user")
+    host.macvm("image", "import", sources["qcow2"], "mine")
+
+
+def test_verify_reads_all_again(host: KvmHost, sources: dict[str, str]) -> None:
+    host.macvm("image", "import", sources["qcow2"], "mine")
+    (image,) = [image for image in host.json("image", "list", "--local") if image["name"] == "mine"]
+    base = f"{STATE}/images/{image['digest']}.qcow2"
+    with host.unchanged():
+        assert "as it was stored: mine" in host.macvm("image", "verify").stderr
+        assert "no image 'none'" in host.macvm("image", "verify", "none", status=3).stderr
+    host.sh(f"chmod u+w {base}; printf X | dd of={base} bs=1 seek=200000 conv=notrunc status=none")
+    kernel = host.sh(f"ls {STATE}/images/*.vmlinuz").strip()
+    host.sh(f"mv {kernel} /run/images/kernel")
+    with host.unchanged():
+        broken = host.macvm("image", "verify", "-o", "json", status=1)
+    problems = {one["name"]: one["problems"] for one in valid(json.loads(broken.stdout), "image-verify.json")}
+    assert [len(problems["mine"]), len(problems["tiny"])] == [1, 1]
+    found = complaints(broken.stderr)
+    assert any(f"the image mine: {base} has changed" in error for error, _ in found)
+    assert any(f"the image tiny: {kernel} cannot be read: No such file" in error for error, _ in found)
+    assert host.macvm("-o", "name", "image", "verify", "mine", status=1).stdout == ""
+    host.sh(f"mv /run/images/kernel {kernel}")
+    host.macvm("image", "import", sources["qcow2"], "mine")
+    host.macvm("image", "verify")
