@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
-import os
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -14,7 +12,7 @@ from typing import NamedTuple
 from provisioner.actions import views
 from provisioner.actions.views import AddressView, MachineView, NicView
 from provisioner.context import Context
-from provisioner.errors import MacvmError, NotFound, TimeUp
+from provisioner.errors import MacvmError, NotFound
 from provisioner.host import netlink
 from provisioner.host.leases import now
 from provisioner.host.netlink import Link, Neighbour, Route
@@ -25,9 +23,6 @@ _AGENT_SECONDS = 1
 
 #: What an agent may say of one NIC: a guest is not believed any number of addresses.
 _MOST = 64
-
-#: How long until the sources are asked again, in seconds.
-_TURN = 0.1
 
 #: linux/neighbour.h: entries that somebody set by hand, or that need no answer, say nothing about who is there.
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
@@ -214,29 +209,6 @@ def get_address(context: Context, name: str) -> tuple[MachineView, Reached]:
     if reached.address is None:
         raise NoAddress(*why_none(context, machine, reached))
     return machine, reached
-
-
-def wait_for_address(context: Context, name: str, timeout: float) -> tuple[MachineView, Reached]:
-    """As `get_address`, as soon as one is known. Raises NotFound, and TimeUp after `timeout` seconds."""
-    # Most who reach a machine by name wait for nothing.
-    from provisioner.actions import discovery
-
-    deadline = time.monotonic() + timeout
-    hears = context.hypervisor.is_local and os.geteuid() == 0
-    with contextlib.closing(discovery.Ears(context)) as ears:
-        while True:
-            machine, reached = look(context, name)
-            if reached.address is not None:
-                return machine, reached
-            left = deadline - time.monotonic()
-            if left <= 0:
-                said, hint = why_none(context, machine, reached)
-                raise TimeUp(f"after {timeout:g} s {said}", hint)
-            if hears:
-                # A guest that was configured before anybody listened may be silent.
-                ears.ask_beside(ears.listen_to(discovery.direct_nics([machine])))
-            changed, _ = ears.hear(min(_TURN, left))
-            discovery.follow(context, changed)
 
 
 def why_none(context: Context, machine: MachineView, reached: Reached) -> tuple[str, str]:

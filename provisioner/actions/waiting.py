@@ -18,6 +18,9 @@ from provisioner.model.nic import Address
 #: Seconds until all is looked at again, and for which one question waits for its answer.
 _TURN, _PATIENCE = 0.1, 1.0
 
+#: Seconds between two questions to guests of which nothing is known.
+_ASK_AGAIN = 5.0
+
 #: Machines that are asked at once.
 _AT_ONCE = 32
 
@@ -32,6 +35,8 @@ class Waiting:
         self._hears = context.hypervisor.is_local and os.geteuid() == 0
         self._ears = discovery.Ears(context)
         self._early: list[NicView] = []
+        #: When those that nothing is known of are asked once more.
+        self._due = 0.0
         #: Tells that an answer has come.
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
@@ -84,8 +89,11 @@ class Waiting:
 
     def _hear(self, machines: Iterable[MachineView], seconds: float) -> None:
         if self._hears:
-            new = self._ears.listen_to(_untold(machines))
-            # One that was configured before anybody listened may be silent; a new one speaks by itself.
+            untold = _untold(machines)
+            new = self._ears.listen_to(untold)
+            # One that was configured before anybody listened may be silent, and so may one that was asked too early.
+            if time.monotonic() >= self._due:
+                new, self._due = untold, time.monotonic() + _ASK_AGAIN
             self._ears.ask_beside(nic for nic in new if discovery.is_silent(nic))
         changed, rung = self._ears.hear(seconds, self._bell)
         if rung:

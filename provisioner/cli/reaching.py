@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -48,10 +48,13 @@ def ip(name: str | None, wait: str | None, timeout: float) -> None:
         timeout = words.SECONDS.convert(wait, None, None)
     with looking(agents=True) as (context, options):
         context.require_local("telling a VM's address")
-        if wait is None:
-            _, reached = reaching.get_address(context, name)
-        else:
-            _, reached = reaching.wait_for_address(context, name, timeout)
+        if wait is not None:
+            # Most who reach a machine by name wait for nothing.
+            from provisioner.actions.waiting import Waiting
+
+            with closing(Waiting(context)) as waiting:
+                waiting.until([name], "ip", timeout)
+        _, reached = reaching.get_address(context, name)
         if options.output == "json":
             render.print_json(reached)
         else:
