@@ -131,16 +131,19 @@ def _pool(parts: SplitResult) -> PoolManager:
     from urllib.request import getproxies, proxy_bypass
 
     from urllib3 import PoolManager, ProxyManager
+    from urllib3.exceptions import HTTPError
 
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")
     if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return PoolManager()
-    through = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if through.scheme not in ("http", "https") or not through.hostname:
-        raise Usage(f"the proxy {shown(proxy)} is none that macvm can use", f"{parts.scheme}_proxy=http://HOST:PORT")
-    login = {"Proxy-Authorization": _login(through)} if through.username is not None else {}
-    return ProxyManager(f"{through.scheme}://{through.netloc.rpartition('@')[2]}", proxy_headers=login)
+    try:
+        through = _split(proxy if "://" in proxy else f"http://{proxy}")
+        login = {"Proxy-Authorization": _login(through)} if through.username is not None else {}
+        return ProxyManager(f"{through.scheme}://{through.netloc.rpartition('@')[2]}", proxy_headers=login)
+    except (Usage, HTTPError):
+        message = f"the proxy {shown(proxy)} is none that macvm can use"
+        raise Usage(message, f"{parts.scheme}_proxy=http://HOST:PORT") from None
 
 
 def _login(parts: SplitResult) -> str:

@@ -612,8 +612,13 @@ def test_a_proxy_that_wants_a_login_or_is_not_there(
         target.unlink()
     error = assert_refused(DownloadFailed, "through the proxy: Connection refused", site.url, target, None)
     assert "no_proxy" in error.hint
-    monkeypatch.setenv("http_proxy", "socks5://me:secret@127.0.0.1:1")
-    assert_refused(Usage, r"socks5://me:[*]{3}@127", site.url, target, None)
+    for wrong, said in (
+        ("socks5://me:secret@127.0.0.1:1", r"socks5://me:[*]{3}@127"),
+        (" ", "the proxy ' '"),
+        ("[", "the proxy"),
+    ):
+        monkeypatch.setenv("http_proxy", wrong)
+        assert_refused(Usage, said, site.url, target, None)
 
 
 def test_a_text_is_fetched_whole_and_not_without_end(site: Site, pauses: list[float]) -> None:

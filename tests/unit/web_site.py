@@ -80,7 +80,8 @@ class Handler(BaseHTTPRequestHandler):
         first = int(asked.removeprefix("bytes=").removesuffix("-")) if asked else 0
         told = len(whole) + site.lie
         if asked and first >= len(whole):
-            self.say(416, {"Content-Range": f"bytes */{len(whole)}", "Content-Length": "0"})
+            self.say(416, {"Content-Range": f"bytes */{len(whole)}", "Content-Length": "4"})
+            self.wfile.write(b"none")
             return
         headers = {"ETag": site.etag, "Last-Modified": site.last_modified}
         if site.is_chunked:
