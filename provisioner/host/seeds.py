@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from provisioner.errors import MacvmError, NotFound
+from provisioner.errors import MacvmError, NotFound, Unable
 from provisioner.model.seed import VOLUME_LABEL
 
 #: 1980-01-01: every date on the volume, so that the same texts give the same bytes.
@@ -89,11 +90,21 @@ class SeedReader:
 
 
 def read_seed(path: Path) -> dict[str, bytes]:
-    """The files of a seed that macvm wrote. Raises NotFound."""
-    import pycdlib
+    """The files of a seed that macvm wrote. Raises NotFound, Unable for a damaged one."""
+    from pycdlib.pycdlibexception import PyCdlibException
 
     if not path.is_file():
         raise NotFound(f"there is no seed {path}", "it was removed behind macvm's back")
+    try:
+        return _read(path)
+    except (PyCdlibException, struct.error, IndexError, ValueError) as error:
+        # QEMU's user can write to it, and the reader trusts every number in it.
+        raise Unable(f"the seed {path} is damaged: {error}", "a machine that is created anew has a new one") from error
+
+
+def _read(path: Path) -> dict[str, bytes]:
+    import pycdlib
+
     iso = pycdlib.PyCdlib()
     iso.open(str(path))
     found: dict[str, bytes] = {}

@@ -145,10 +145,15 @@ def test_what_cannot_be_reset_is_refused_before_anything_is_touched(host: KvmHos
             (f"mv {base} {base}.away", "is missing", f"mv {base}.away {base}"),
             (f"cp -p {base} {base}.away; echo more >>{base}", "has changed", f"mv -f {base}.away {base}"),
             ("virsh snapshot-create web1", "has snapshots", "virsh snapshot-delete web1 --current"),
+            (
+                f"cp -p {folder}/seed.iso /run; echo junk >{folder}/seed.iso",
+                "is damaged",
+                f"mv -f /run/seed.iso {folder}",
+            ),
             (f"mv {folder}/seed.iso /run", "there is no seed", f"mv /run/seed.iso {folder}"),
         ):
             host.sh(spoil)
-            refused(said, "web1", status=3 if "seed" in said else 5)
+            refused(said, "web1", status=3 if "no seed" in said else 5)
             host.sh(mend)
         host.macvm("image", "build", "tiny")  # a base that is back has another stamp
         host.macvm(*RESET)

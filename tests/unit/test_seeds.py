@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from provisioner.errors import MacvmError
+from provisioner.errors import MacvmError, Unable
 from provisioner.host import seeds
 
 
@@ -89,3 +89,13 @@ def test_the_same_texts_give_the_same_bytes_at_any_time_and_in_any_time_zone(tmp
     later = tmp_path / "later.iso"
     subprocess.run([sys.executable, "-c", code, later], check=True, env=os.environ | {"TZ": "Asia/Kolkata"})
     assert later.read_bytes() == (tmp_path / "first.iso").read_bytes()
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 20000, "cut", "zeros"])
+def test_a_damaged_seed_is_said_to_be_so(tmp_path: Path, content: bytes | str) -> None:
+    path = tmp_path / "seed.iso"
+    seeds.write_seed(path, {"meta-data": b"{}"}, (os.getuid(), os.getgid()))
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:40000], "zeros": whole[:32768] + bytes(32768)}.get(content, content))  # type: ignore[call-overload]
+    with pytest.raises(Unable, match="is damaged"):
+        seeds.read_seed(path)
