@@ -6,9 +6,9 @@ import contextlib
 import ipaddress
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from provisioner.actions import addresses, images, passthrough, power, probing, pulling, shims
+from provisioner.actions import addresses, images, passthrough, power, probing, shims
 from provisioner.actions.plan import Plan, make_plan
 from provisioner.actions.probing import InUse, Question
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
@@ -22,6 +22,9 @@ from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
 from provisioner.model.names import check_name
 from provisioner.model.nic import Address, Nic, check_usable
+
+if TYPE_CHECKING:
+    from provisioner.actions.pulling import Progress
 
 #: Called with the UUID of a machine whose NICs are there, and which has not run an instruction.
 BeforeResume = Callable[[str], None]
@@ -95,12 +98,14 @@ def check(context: Context, requests: Sequence[CreateRequest]) -> None:
 
 
 def with_images(
-    context: Context, requests: Sequence[CreateRequest], progress: pulling.Progress | None = None
+    context: Context, requests: Sequence[CreateRequest], progress: Progress | None = None
 ) -> list[CreateRequest]:
     """The same, with images that are here: one that is not is pulled or imported, when nothing else stands in the way.
 
     Raises Problems, and what the download or the image's file is refused for.
     """
+    from provisioner.actions import pulling
+
     context.require_local_root("creating a VM")
     try:
         sources = [pulling.lacking(context, request) for request in requests]

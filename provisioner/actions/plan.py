@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from provisioner.actions import images, pulling
+from provisioner.actions import images
 from provisioner.actions.addresses import Segment
 from provisioner.actions.catalogue import catalogue
 from provisioner.actions.firmware import choose_firmware
@@ -199,6 +199,9 @@ def _check_sizes(request: CreateRequest) -> None:
 
 
 def _choose_image(context: Context, request: CreateRequest) -> StoredImage | None:
+    # Not at the top, as elsewhere: `start` and `stop` import this module too.
+    from provisioner.actions import pulling
+
     image = pulling.choose(context, request)
     if image is None:
         return None

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from provisioner.actions import attaching, images, networks, nic_changes, nics, passthrough, shim_preview, shims
 from provisioner.actions.plan import Plan, make_plan
-from provisioner.actions.pulling import bringing_lines
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.context import Context
 from provisioner.errors import Unable
@@ -29,6 +28,8 @@ def create(context: Context, request: CreateRequest) -> str:
 
 
 def _create_steps(context: Context, plan: Plan) -> list[str]:
+    from provisioner.actions.pulling import bringing_lines
+
     machine = plan.machine
     lines = bringing_lines(context, plan.image) if plan.image else []
     if plan.image and machine.disk:

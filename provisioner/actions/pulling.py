@@ -151,8 +151,12 @@ def _not_in_catalogue(wanted: str, entry: CatalogueEntry | None, arch: str) -> N
 
 
 def wanted_by(context: Context, request: CreateRequest) -> str:
-    """The image that was asked for; "" for the default one. With a kernel of the user's own, only what he says."""
-    return request.image or ("" if request.boot else context.settings.image)
+    """The image that was asked for; "" for the default one, and for none beside a kernel of the user's own. Raises
+    Usage."""
+    wanted = request.image or ("" if request.boot else context.settings.image)
+    if request.checksum and not wanted:
+        raise Usage("--checksum is of a FILE or URL", "name it: --image FILE, or --image URL")
+    return wanted
 
 
 def lacking(context: Context, request: CreateRequest) -> Source | None:
@@ -309,12 +313,14 @@ def _place(folder: Path, source: Source, checksum: Checksum | None) -> Iterator[
 
 
 def _forget_old(folder: Path) -> None:
-    """Removes what was cut off long ago, and never asked for again."""
+    """Removes what was cut off long ago and never asked for again, and what killed imports left."""
     import shutil
 
-    for left in folder.glob(f"{_PULL}*"):
-        if time.time() - max(path.stat().st_mtime for path in (left, *left.iterdir())) > _KEEP:
-            shutil.rmtree(left, ignore_errors=True)
+    for left in folder.glob(".*-*"):
+        with contextlib.suppress(FileNotFoundError):
+            inside = left.iterdir() if left.is_dir() else ()
+            if time.time() - max(path.stat().st_mtime for path in (left, *inside)) > _KEEP:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
 def _store(context: Context, source: Source, file: Path, checksum: Checksum | None) -> StoredImage:

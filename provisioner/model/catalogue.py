@@ -16,7 +16,6 @@ where the file is:
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -92,6 +91,9 @@ def check_version(text: str) -> str:
 
 def parse_catalogue(text: str, source: str) -> Facts:
     """The facts of one file, `source` in messages; `merge` makes entries of them. Raises Usage, with file and key."""
+    # Not at the top: of the commands that know images, few read a catalogue.
+    import tomllib
+
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

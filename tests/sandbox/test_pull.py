@@ -212,10 +212,14 @@ def test_a_pull_that_was_killed_is_gone_on_with(host: KvmHost, shelf: Shelf) -> 
     host.sh(f"rm {SHELF}/one.qcow2.hold")
     assert local(host, "web") == []
     shelf.asked()
+    # What others left long ago goes; what is younger may be somebody's.
+    host.sh(
+        f"cd {STATE}/images; mkdir .pull-old; touch .pull-old/x.part .part-old .part-new; touch -d '8 days ago' .pull-old/* .pull-old .part-old"
+    )
     host.macvm("image", "pull", "web:1")
     assert shelf.asked() == [f"/one.qcow2 bytes={half}-"]
     assert local(host, "web")[0]["digest"] == shelf.sum("one.qcow2")
-    assert host.sh(f"ls -A {STATE}/images | grep '^[.]' || true") == ""
+    assert host.sh(f"cd {STATE}/images; ls -A | grep '^[.]'; rm .part-new") == ".part-new\n"
 
 
 def test_of_two_pulls_the_second_waits_and_finds_it_there(host: KvmHost, shelf: Shelf) -> None:
@@ -269,6 +273,7 @@ def test_create_from_a_file(host: KvmHost, shelf: Shelf) -> None:
             ([file, "--checksum", f"sha256:{'0' * 64}"], 2, "does not have the checksum"),
             ([file, "--checksum", "sha1:00"], 2, "not understood"),
             (["web:1", "--checksum", f"sha256:{digest}"], 2, "--checksum is of a FILE or URL"),
+            (["", "--checksum", f"sha256:{digest}"], 2, "--checksum is of a FILE or URL"),
             ([f"{shelf.url}/one.qcow2"], 2, "has no checksum"),
         ):
             assert said in host.create("user", "--image", *words, status=status).stderr

@@ -62,13 +62,13 @@ def test_help_and_version(installed: Path) -> None:
 
 def test_it_finds_its_own_files_and_none_of_the_checkouts(installed: Path) -> None:
     look = (
-        "import provisioner, sys; from provisioner.resources import resource; from provisioner.actions import images;"
+        "import provisioner, sys; from provisioner.resources import resource; from provisioner.actions.catalogue import catalogue;"
         "print(resource('templates', 'q35.xml')); print(resource('images', 'tiny', 'root', 'init'));"
-        "print(sorted(images.catalogue())); print(provisioner.__file__); print(*sys.path, sep='\\n')"
+        "print(sorted(catalogue())); print(provisioner.__file__); print(*sys.path, sep='\\n')"
     )
     done = run(installed / "python", "-c", look)
     assert done.returncode == 0, done.stderr
-    assert "'cirros', 'tiny'" in done.stdout
+    assert "'cirros', 'debian', 'fedora', 'rocky', 'tiny'" in done.stdout
     assert str(CHECKOUT) not in done.stdout
 
 
