@@ -10,9 +10,11 @@ import ipaddress
 import queue
 import select
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
+from typing import NamedTuple
 
 from provisioner.actions import probing, shims
 from provisioner.actions.views import MachineView, NicView
@@ -25,6 +27,8 @@ from provisioner.model.nic import Address
 
 #: Guests that are asked at once.
 _AT_ONCE = 16
+#: Frames of one guest that are heeded in a second: those of a boot, with IPv6 and DHCP, are about a dozen.
+_HEEDED = 64
 
 
 def direct_nics(machines: Iterable[MachineView]) -> list[NicView]:
@@ -47,20 +51,21 @@ def is_silent(nic: NicView) -> bool:
 
 def record(context: Context, nic: NicView, heard: Iterable[Heard]) -> bool:
     """Keeps what a guest was heard to have. Whether anything is new; the caller then has the routes follow."""
-    heard = list(heard)
-    if not heard:
-        return False
-    store, new = context.store.heard, False
-    leased = {address.address for address in nic.addresses if address.source == "lease"}
-    own = {interface.ip for _, interface in netlink.all_addresses()}
+    has: dict[str, bool] = {}
     for one in heard:
-        if one.lost:
-            store.lose(nic.mac, "" if one.address.is_unspecified else str(one.address))
-            new = True
-        # A guest that takes the host's own address is not served with it.
-        elif str(one.address) not in leased and one.address not in own:
-            new |= store.keep(nic.mac, str(one.address), nic.parent or "")
-    return new
+        if one.lost and one.address.is_unspecified:
+            has = {address: there for address, there in has.items() if ":" in address}
+        address = "" if one.address.is_unspecified else str(one.address)
+        has.pop(address, None)  # what was said last comes last
+        has[address] = not one.lost
+    if not has:
+        return False
+    # A guest that takes the host's own address is not served with it.
+    left_out = {str(interface.ip) for _, interface in netlink.all_addresses()}
+    left_out |= {address.address for address in nic.addresses if address.source == "lease"}
+    kept = [address for address, there in has.items() if there and address not in left_out]
+    gone = [address for address, there in has.items() if not there]
+    return context.store.heard.learn(nic.mac, nic.parent or "", kept, gone)
 
 
 def ask_silent(context: Context, nics: Iterable[NicView]) -> list[str]:
@@ -97,12 +102,26 @@ def _ask(device: str, mac: str, own: list[IPv4Network | IPv6Network]) -> list[He
     return [Heard(mac, address, "asked") for address in found]
 
 
+class _Budget(NamedTuple):
+    """Frames of one guest that are heeded in a second. One that floods is then not heeded `until` the next, and what
+    its socket has no room for the kernel drops: others are heard as ever."""
+
+    since: float = 0.0
+    spent: int = 0
+    until: float = 0.0
+
+    def spend(self, frames: int, now: float) -> _Budget:
+        since, spent = (self.since, self.spent + frames) if now < self.since + 1.0 else (now, frames)
+        return _Budget(since, spent, since + 1.0 if spent >= _HEEDED else 0.0)
+
+
 class Ears:
     """Hears guests on their own macvtaps, and keeps what they are heard to have."""
 
     def __init__(self, context: Context, nics: Iterable[NicView] = ()) -> None:
         self._context = context
         self._listeners: dict[str, tuple[NicView, hearing.Listener]] = {}
+        self._budgets: dict[str, _Budget] = {}
         self._answers: queue.SimpleQueue[tuple[NicView, list[Heard]]] = queue.SimpleQueue()
         self.listen_to(nics)
 
@@ -133,9 +152,12 @@ class Ears:
     def hear(self, seconds: float, *others: int) -> tuple[list[str], bool]:
         """Waits until somebody is heard, one of the `others` (descriptors) has something, or the time is up. Returns
         the parents behind which something is new, and whether one of the others spoke."""
-        poll = select.poll()
-        for descriptor in (*others, *(listener.fileno() for _, listener in self._listeners.values())):
+        poll, now = select.poll(), time.monotonic()
+        resting = {mac: budget.until for mac, budget in self._budgets.items() if budget.until > now}
+        heeded = (listener.fileno() for mac, (_, listener) in self._listeners.items() if mac not in resting)
+        for descriptor in (*others, *heeded):
             poll.register(descriptor, select.POLLIN)
+        seconds = min([seconds, *(until - now for until in resting.values())])
         ready = {descriptor for descriptor, _ in poll.poll(seconds * 1000)}
         changed = []
         for mac, (nic, listener) in list(self._listeners.items()):
@@ -146,6 +168,7 @@ class Ears:
             except hearing.LinkGone:
                 self._drop(mac)
                 continue
+            self._budgets[mac] = self._budgets.get(mac, _Budget()).spend(listener.taken, time.monotonic())
             if record(self._context, nic, heard):
                 changed.append(nic.parent or "")
         while not self._answers.empty():
@@ -156,6 +179,7 @@ class Ears:
 
     def _drop(self, mac: str) -> None:
         self._listeners.pop(mac)[1].close()
+        self._budgets.pop(mac, None)
 
     def close(self) -> None:
         for mac in list(self._listeners):

@@ -117,7 +117,7 @@ class Outcome(NamedTuple):
 def reconcile(context: Context, parent: str) -> Outcome:
     """Has a parent's shim, its routes, entries and proxies be what the store's leases want; any number of times. A shim
     that nothing is behind goes. A parent that is gone is fine: what was on it went with it."""
-    link = netlink.find_link(parent)
+    link = _find_parent(parent)
     if link is None:
         _give_back(context, parent, [])
         return Outcome([], [])
@@ -141,6 +141,17 @@ def reconcile(context: Context, parent: str) -> Outcome:
             links.remove(shim)
         _give_back(context, parent, own)
         return Outcome(unreachable(given, {one.address.packed: guests[one.address.packed] for one in beyond}), foreign)
+
+
+def _find_parent(parent: str) -> Link | None:
+    """Under the name that the store has, and libvirt's XML: a parent that was renamed is known by the shim on it."""
+    link = netlink.find_link(parent)
+    if link is None:
+        there = netlink.links()
+        on_it = {one.lower for one in there if one.alias == _ALIAS + parent}
+        renamed = next((one for one in there if one.index in on_it), None)
+        link = renamed._replace(name=parent) if renamed else None
+    return link
 
 
 def _given(context: Context, parent: Link, own: Sequence[Interface]) -> list[Interface]:
@@ -178,7 +189,8 @@ def sends_back(parent: Link) -> bool:
     """Whether the switch sends frames back to a parent, as far as it can be asked. Raises Unable without rights."""
     from provisioner.host import hairpin  # for the rare VEPA guest
 
-    return not parent.up or not parent.carrier or hairpin.is_on(parent.name)
+    named = next((link.name for link in netlink.links() if link.index == parent.index), parent.name)
+    return not parent.up or not parent.carrier or hairpin.is_on(named)
 
 
 def guests_behind(store: Store, parent: str) -> Guests:

@@ -333,6 +333,8 @@ class Listener:
 
     def __init__(self, device: str, mac: str) -> None:
         self._device, self._mac = device, mac.lower()
+        #: Frames that the last `read` took, whatever was in them.
+        self.taken = 0
         with frames.refusals(device, _USE):
             self._wire, self._on_macvtap = _open(device, self._mac)
 
@@ -346,6 +348,7 @@ class Listener:
         what the guest said last before the link went is then lost.
         """
         found: list[Heard] = []
+        self.taken = 0
         with frames.refusals(self._device, _USE):
             for _ in range(_GULP):
                 try:
@@ -358,6 +361,7 @@ class Listener:
                     # Told once when the link goes down, and once more when it is no more.
                     self._check()
                 else:
+                    self.taken += 1
                     found += self._told(frame, direction)
             if not found:
                 self._check()

@@ -76,8 +76,9 @@ class HostRoutes(NamedTuple):
             protocols = {head: _protocol(head) for head in {row[0] for row in rows}}
             for row in rows:
                 protocol = protocols[row[0]]
-                if protocol == PROTOCOL and source:
-                    ours.setdefault(row[through], {})[row[to]] = row[source]
+                if protocol == PROTOCOL:
+                    # An IPv6 route outlives the address that it was pinned to: the kernel takes the pin from it.
+                    ours.setdefault(row[through], {})[row[to]] = row[source] if source else b""
                 elif protocol and protocol != PROTOCOL:
                     others[row[to]] = netlink.as_number(row[through])
         return cls({netlink.as_number(index): routes for index, routes in ours.items()}, others)

@@ -23,6 +23,7 @@ _UNITS = (
 
 #: Once for a host. What is enabled outlasts a boot; the sandbox's own libvirtd makes room for the unit.
 _PREPARE = rf"""
+[ ! -e /var/lib/units ] || exit 0
 kill $(pgrep -x 'libvirtd|virtlogd')
 timeout 30 sh -c "while pgrep -x 'libvirtd|virtlogd'; do sleep 0.05; done" >/dev/null
 set -e
@@ -50,6 +51,10 @@ exec env -i PATH="$PATH" container=macvm SYSTEMD_UNIT_PATH=/etc/systemd/system:/
 """
 
 
+#: Seconds. In a kernel that is emulated itself all takes ten times as long.
+_PATIENCE = 180.0
+
+
 class Booted:
     """A host of a sandbox while it is up: `with Booted(host) as up: up.sh("systemctl …")`."""
 
@@ -57,8 +62,7 @@ class Booted:
         self._host = host
         # The kernel numbers cgroups for the whole machine, and another test may have a host of its own.
         self._group = f"/sys/fs/cgroup/macvm-booted-{uuid.uuid4().hex}"
-        if "cgroup2 /sys/fs/cgroup " not in host.sh("cat /proc/mounts"):
-            host.sh(_PREPARE)
+        host.sh(_PREPARE)
         self._unshare: Process = host.node.start(["sh", "-ec", _BOOT, _INIT, self._group])
         try:
             self.until("systemctl is-system-running | grep -Eq 'running|degraded'", "systemd never got up")
@@ -67,18 +71,18 @@ class Booted:
             raise
 
     def run(self, script: str) -> int:
-        return self._host.node.run(self._argv(script)).returncode
+        return self._host.node.run(self._argv(script), timeout=_PATIENCE).returncode
 
     def sh(self, script: str) -> str:
         """Standard output of a shell script, which must end with 0."""
-        return self._host.node.run(self._argv(script), check=True).stdout
+        return self._host.node.run(self._argv(script), check=True, timeout=_PATIENCE).stdout
 
     def _argv(self, script: str) -> list[str]:
         inside = f"exec nsenter --target $(pgrep -x -P {self._unshare.pid} systemd) --mount --pid --cgroup bash -c "
         return ["bash", "-c", inside + shlex.quote(script)]
 
     def until(self, condition: str, otherwise: str) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + _PATIENCE
         while self.run(condition) != 0:
             assert time.monotonic() < deadline, f"{otherwise}\n{self.told()}"
             time.sleep(0.1)
