@@ -57,6 +57,7 @@ def carry_out(work: Work, steps: Callable[[Undo], T], finish: Callable[[], objec
             finish()
         except BaseException as error:
             work.leave()
-            raise PartlyDone(f"done, but for the end of it: {error}", "then: macvm gc") from error
+            said = str(error) or "interrupted"
+            raise PartlyDone(f"done, but for the end of it: {said}", "then: macvm gc") from error
     work.close()
     return result
