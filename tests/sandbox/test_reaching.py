@@ -182,7 +182,8 @@ def test_wait_ends_once_an_address_is_known(host: KvmHost) -> None:
 def test_a_passthrough_guest_is_reached_by_its_second_nic(host: KvmHost) -> None:
     host.sh("ip link add far type veth peer name near; ip link set near up; ip link set far up")
     try:
-        host.create("alone", "--parent", "far", "--mode", "passthrough", "--ip", "none", "--nic", "libvirt=inner")
+        host.macvm("create", "alone", "--memory", "192", "--parent", "far", "--mode", "passthrough", "--ip", "none",
+                   "--nic", "libvirt=inner")  # fmt: skip
         (one,) = host.json("shim", "status", "far")[0]["unreached"]
         assert (one["owner"], one["mode"]) == ("alone", "passthrough")
         assert "--nic libvirt=" in one["reason"], "the way out is named"
