@@ -88,7 +88,7 @@ def _why_passthrough(sender: Station, receiver: Station) -> str:
     if Place.HOST in (sender.kind, receiver.kind):
         return (
             f"passthrough leaves no room for the host's shim on {sender.parent}: "
-            "give the guest a second NIC on a libvirt network"
+            "give the guest a second NIC on a libvirt network, such as --nic libvirt=default"
         )
     return f"passthrough shares {sender.parent} with nobody, so that the two never run at once: choose another parent"
 

@@ -179,6 +179,24 @@ def test_wait_ends_once_an_address_is_known(host: KvmHost) -> None:
         host.macvm("delete", "-y", "inside")
 
 
+def test_a_passthrough_guest_is_reached_by_its_second_nic(host: KvmHost) -> None:
+    host.sh("ip link add far type veth peer name near; ip link set near up; ip link set far up")
+    try:
+        host.macvm("create", "alone", "--memory", "192", "--parent", "far", "--mode", "passthrough", "--ip", "none",
+                   "--nic", "libvirt=inner")  # fmt: skip
+        (one,) = host.json("shim", "status", "far")[0]["unreached"]
+        assert (one["owner"], one["mode"]) == ("alone", "passthrough")
+        assert "--nic libvirt=" in one["reason"], "the way out is named"
+        (answered,) = host.json("wait", "alone", "--for", "ping")
+        assert answered["address"] == leased(host, "alone")
+        assert host.macvm("ip", "alone").stdout == leased(host, "alone") + "\n"
+        words, _ = ssh(host, "alone", "--", "true")
+        assert words[-3:] == ["--", leased(host, "alone"), "true"]
+    finally:
+        host.macvm("delete", "-y", "alone")
+        host.sh("ip link del far")
+
+
 # --- ssh --------------------------------------------------------------------------------------------------------------
 
 
