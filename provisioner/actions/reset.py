@@ -6,8 +6,9 @@ before the two have changed places it is undone, later it is finished.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,9 +137,11 @@ def reset(context: Context, names: Sequence[str]) -> tuple[list[Reset], list[str
 def _reset(context: Context, plan: ResetPlan) -> list[str]:
     name, uuid = plan.machine.name, plan.machine.uuid
     work = context.journal.begin("reset", name, uuid, {"runs": plan.runs})
-    if any((row.action, row.uuid) == ("reset", uuid) and row.id < work.number for row in context.journal.unfinished()):
+    try:
+        _check_alone(context, plan, work)
+    except BaseException:
         work.close()
-        raise Taken(f"{name} is being reset already", "wait for that one; macvm gc, where it was killed")
+        raise
 
     def steps(undo: Undo) -> list[str]:
         undo.then(lambda: _put_back(context, plan.machine, work, runs=plan.runs))
@@ -147,17 +150,36 @@ def _reset(context: Context, plan: ResetPlan) -> list[str]:
     return carry_out(work, steps, finish=lambda: _clean(context, plan.machine, work))
 
 
+def _check_alone(context: Context, plan: ResetPlan, work: Work) -> None:
+    """Of two resets at once the one that began first goes on. Raises Taken, for somebody else's file in the way too."""
+    for row in context.journal.unfinished():
+        if (row.action, row.uuid) == ("reset", plan.machine.uuid) and row.id < work.number:
+            hint = "wait for that one; macvm gc, where it was killed"
+            raise Taken(f"{plan.machine.name} is being reset already", hint)
+    for path in [put(plan.folder / name) for name in _FILES for put in (_new, _old)]:
+        if os.path.lexists(path):
+            raise Taken(f"{path} is in the way", "move it away")
+
+
+@contextlib.contextmanager
+def _translated(machine: FoundMachine) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MacvmError(f"the files of {machine.name} cannot be replaced: {error}", "is the disk full?") from error
+
+
 def _steps(context: Context, plan: ResetPlan, work: Work) -> list[str]:
     uuid, disk, seed = plan.machine.uuid, plan.disk, plan.folder / "seed.iso"
     with work.step("disk"):
         for path in (_new(disk), _old(disk), _new(seed), _old(seed), _old(plan.folder / "nvram.fd")):
             context.store.own_file(path, uuid)
         disks.create_overlay(plan.base, _new(disk), plan.size)
-    with work.step("seed"):
+    with work.step("seed"), _translated(plan.machine):
         seeds.write_seed(_new(seed), plan.seed, context.hypervisor.qemu_user())
     with work.step("stop"):
         power.stop(context, [uuid], timeout=0, force=True)
-    with work.step("swap"):
+    with work.step("swap"), _translated(plan.machine):
         _swap(plan.folder)
     if not plan.runs:
         return []
@@ -191,7 +213,7 @@ def _sync(folder: Path) -> None:
 def _put_back(context: Context, machine: FoundMachine, work: Work, *, runs: bool) -> None:
     """Undoes a reset from any state before its end; a machine that ran runs again."""
     folder = context.machines_dir / machine.uuid
-    with work.step("back"):
+    with work.step("back"), _translated(machine):
         aside = [folder / name for name in _FILES if _old(folder / name).exists()]
         if aside:
             # It may run with the new disk.
@@ -207,7 +229,7 @@ def _put_back(context: Context, machine: FoundMachine, work: Work, *, runs: bool
 def _clean(context: Context, machine: FoundMachine, work: Work) -> None:
     """The end of a reset, behind which nothing is undone."""
     folder = context.machines_dir / machine.uuid
-    with work.step("clean"):
+    with work.step("clean"), _translated(machine):
         ssh.forget_host_keys(context, machine.uuid)
         _remove(context, machine.uuid, [_old(folder / name) for name in _FILES])
         _disown(context, [_new(folder / name) for name in _FILES])

@@ -155,6 +155,9 @@ def test_what_cannot_be_reset_is_refused_before_anything_is_touched(host: KvmHos
             host.sh(spoil)
             refused(said, "web1", status=3 if "no seed" in said else 5)
             host.sh(mend)
+        host.sh(f"echo mine >{folder}/disk.qcow2.old")
+        refused("disk.qcow2.old is in the way", "web1", status=4)
+        host.sh(f"rm {folder}/disk.qcow2.old")
         host.macvm("image", "build", "tiny")  # a base that is back has another stamp
         host.macvm(*RESET)
         host.macvm("delete", "--yes", "web1", "bare")
