@@ -180,9 +180,7 @@ def _assemble(
 def _check_sizes(request: CreateRequest) -> None:
     memory = request.memory or DEFAULT_MEMORY
     if memory < LEAST_MEMORY:
-        raise Usage(
-            f"{human_size(memory)} of memory boots no guest", f"at least --memory {human_size(LEAST_MEMORY)}"
-        )
+        raise Usage(f"{human_size(memory)} of memory boots no guest", f"at least --memory {human_size(LEAST_MEMORY)}")
     if request.disk_size and request.disk_size > disks.MOST_VIRTUAL:
         raise Usage(
             f"a disk of {human_size(request.disk_size)} is more than macvm makes",

@@ -58,7 +58,9 @@ _PATH = click.Path(path_type=Path)
 @click.option("--password", help="For the image's login; only its hash reaches the guest.")
 @click.option("--template", type=_PATH, metavar="FILE", help="A libvirt domain of yours to start from.")
 @click.option("--virt-type", type=click.Choice(["auto", "kvm", "qemu"]), help="KVM or emulation.  [auto]")
-@click.option("--firmware", type=click.Choice(["bios", "uefi"]), help="What it boots with; default: the image's, else bios.")
+@click.option(
+    "--firmware", type=click.Choice(["bios", "uefi"]), help="What it boots with; default: the image's, else bios."
+)
 @click.option("--kernel", type=_PATH, metavar="FILE", help="Boot this kernel, without a boot loader.")
 @click.option("--initrd", type=_PATH, metavar="FILE", help="Its initramfs.")
 @click.option("--cmdline", default="", metavar="TEXT", help="Its command line.")
