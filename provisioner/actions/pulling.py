@@ -1,10 +1,8 @@
-"""Images that are not here yet: from the catalogue, from an address, or from a file."""
+"""Chooses the image of a machine, and brings one that is not here yet."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +11,15 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from provisioner.actions import images
-from provisioner.actions.catalogue import catalogue, look
+from provisioner.actions.catalogue import look
+from provisioner.actions.image_sources import Source, find_here, find_release, find_source, is_elsewhere, pinned
 from provisioner.actions.request import CreateRequest
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, Taken, Usage
 from provisioner.host import disks
 from provisioner.host.store import StoredImage
-from provisioner.model.catalogue import CatalogueEntry, Release, version_key
-from provisioner.model.checksum import Checksum, find_checksum, parse_checksum
+from provisioner.model.checksum import Checksum, find_checksum
 from provisioner.model.names import printable
-from provisioner.model.sizes import human_size
 
 #: Bytes that are done, and bytes in all where the server says so.
 Progress = Callable[[int, int | None], None]
@@ -33,121 +30,12 @@ _MOST_CHECKSUMS = 1 << 20
 #: What a killed pull left is gone on with for a week.
 _PULL, _KEEP = ".pull-", 7 * 24 * 3600.0
 
-_SUFFIXES = re.compile(r"(\.(qcow2|img|raw|xz|gz|zst))+$", re.IGNORECASE)
-_OTHERS = re.compile(r"[^a-z0-9]+")
-
-
-class Source(NamedTuple):
-    """Where an image comes from: `url`, or the file `path`. A `release` of the catalogue has its checksum, or says
-    where it is published. One that is not `named` by the user or the catalogue gets a version from its digest, and is
-    here already under whatever name."""
-
-    name: str
-    version: str = ""
-    url: str = ""
-    path: Path | None = None
-    checksum: Checksum | None = None
-    release: Release | None = None
-    named: bool = False
-
-    @property
-    def title(self) -> str:
-        return f"{self.name}:{self.version}" if self.version else self.name
-
-    @property
-    def size(self) -> str:
-        """The download's, for people; "" where it is not known."""
-        return human_size(self.release.size) if self.release and self.release.size else ""
-
 
 class Pulled(NamedTuple):
     """`fetched` is False where it was here already."""
 
     image: StoredImage
     fetched: bool
-
-
-class Offer(NamedTuple):
-    """What the catalogue has, and what its guests are like."""
-
-    source: Source
-    entry: CatalogueEntry
-
-
-def offers(stored: list[StoredImage]) -> list[Offer]:
-    """What can be pulled for this host's architecture and is not here, the newest of each first. Bad files of the
-    user's are left out."""
-    here = {(image.name, image.version) for image in stored}
-    arch = os.uname().machine
-    found = [
-        Offer(_of_release(entry.name, release), entry)
-        for entry in look()[0].values()
-        for release in sorted(entry.releases, key=lambda one: version_key(one.version), reverse=True)
-        if release.arch == arch
-    ]
-    return [offer for offer in found if (offer.source.name, offer.source.version) not in here]
-
-
-def _of_release(name: str, release: Release) -> Source:
-    return Source(name, release.version, release.url, checksum=release.checksum, release=release, named=True)
-
-
-def is_elsewhere(wanted: str) -> bool:
-    """Whether that is a FILE or URL: the name of an image has neither a slash nor, before its version, a dot."""
-    return "/" in wanted or "." in wanted.partition(":")[0]
-
-
-def find_source(wanted: str, checksum: str = "", *, insecure: bool = False) -> Source:
-    """What `NAME[:VERSION]`, FILE or URL stands for; `insecure`: a URL may go without a checksum.
-
-    Raises Usage, NotFound.
-    """
-    given = parse_checksum(checksum) if checksum else None
-    if not is_elsewhere(wanted):
-        if given:
-            raise Usage("--checksum is of a FILE or URL: the catalogue has its own", "leave it out, or name a file")
-        return find_release(wanted)
-    if "://" not in wanted:
-        path = Path(wanted).absolute()
-        return Source(_name_of(path.name), path=path, checksum=given)
-    if not wanted.startswith(("http://", "https://")):
-        raise Usage(f"{printable(wanted, 200)} is no address that macvm fetches from", "https://…, http://…, or a file")
-    if given is None and not insecure:
-        hint = "add --checksum sha256:…, from its publisher; or insist with --insecure-no-checksum"
-        raise Usage(f"nothing says what {printable(wanted, 200)} should be: it has no checksum", hint)
-    found = Release("", "", wanted)
-    return Source(_name_of(found.file_name), url=wanted, checksum=given)
-
-
-def _name_of(file_name: str) -> str:
-    """A name that an image may have, for a file."""
-    name = _OTHERS.sub("-", _SUFFIXES.sub("", file_name).lower()).strip("-")[:63].strip("-")
-    return name or "image"
-
-
-def find_release(wanted: str) -> Source:
-    """The catalogue's `NAME[:VERSION]` for this host's architecture. Raises Usage, NotFound."""
-    name, version = images.split_name(wanted)
-    entry = catalogue().get(name)
-    arch = os.uname().machine
-    release = entry.find_release(version, arch) if entry else None
-    if entry is None or release is None:
-        raise _not_in_catalogue(wanted, entry, arch)
-    return _of_release(name, release)
-
-
-def _not_in_catalogue(wanted: str, entry: CatalogueEntry | None, arch: str) -> NotFound:
-    if entry is None:
-        known = ", ".join(sorted(one.name for one in catalogue().values() if one.find_release("", arch)))
-        return NotFound(
-            f"the catalogue has no image {printable(wanted)}",
-            f"it has {known}; others: macvm image import FILE|URL NAME --checksum sha256:…",
-        )
-    versions = ", ".join(one.version for one in entry.releases if one.arch == arch)
-    message = f"the catalogue has no {printable(wanted)} for {arch}"
-    if entry.name == "tiny":
-        return NotFound(message, "macvm image build tiny")
-    return NotFound(message, f"it has {versions}" if versions else "macvm image import FILE NAME")
 
 
 def wanted_by(context: Context, request: CreateRequest) -> str:
@@ -168,7 +56,7 @@ def lacking(context: Context, request: CreateRequest) -> Source | None:
     if is_elsewhere(wanted):
         source = find_source(wanted, checksum, insecure=insecure)
         # What a file has in it is known when it is read.
-        return source if source.path or not _find_here(stored, source, source.checksum) else None
+        return source if source.path or not find_here(stored, source, source.checksum) else None
     if not checksum and images.find_image(stored, wanted):
         return None
     try:
@@ -194,7 +82,7 @@ def choose(context: Context, request: CreateRequest) -> StoredImage | None:
         return _to_come(source)
     if is_elsewhere(wanted):
         source = find_source(wanted, request.checksum, insecure=request.insecure)
-        return _find_here(stored, source, source.checksum)
+        return find_here(stored, source, source.checksum)
     return images.find_image(stored, wanted)
 
 
@@ -224,7 +112,7 @@ def _to_come(source: Source) -> StoredImage:
 def preview(context: Context, source: Source) -> list[str]:
     """The steps of a pull. Asks nobody: whether a newer build is there, only the publisher's file tells."""
     here = images.list_images(context.reading_store)
-    if _find_here(here, source, source.checksum):
+    if find_here(here, source, source.checksum):
         return [f"# {source.title} is here already, and the same"]
     release = source.release
     checked = (
@@ -273,7 +161,7 @@ def pull(context: Context, source: Source, progress: Progress | None = None) -> 
     folder = context.store.path.parent / context.images_dir.name
     checksum = _checksum(source)
     with context.lock(f"pull {source.url}", waiting=f"waiting for another macvm that pulls {source.title}"):
-        here = _find_here(context.store.images(), source, checksum)
+        here = find_here(context.store.images(), source, checksum)
         if here and _is_whole(context, here):
             return Pulled(here, False)
         if not here:
@@ -337,32 +225,12 @@ def _take_file(context: Context, source: Source, path: Path) -> StoredImage:
     context.require_local_root("importing an image")
     disks.check_file(path, source.checksum)
     found = Checksum("sha256", disks.digest_of(path))
-    here = _find_here(context.store.images(), source, found)
+    here = find_here(context.store.images(), source, found)
     if here and _is_whole(context, here):
         return here
-    known = next((one for one in _pinned() if one.checksum == found), None)
+    known = next((one for one in pinned() if one.checksum == found), None)
     wanted = known.title if known else f"{source.name}:{found.digest[:12]}"
     return images.import_image(context, path, wanted, source.checksum or found)
-
-
-def _pinned() -> list[Source]:
-    """What the catalogue has, of which the checksum is known: a file that a user fetched by hand may be one of them."""
-    return [
-        _of_release(entry.name, release)
-        for entry in look()[0].values()
-        for release in entry.releases
-        if release.checksum
-    ]
-
-
-def _find_here(stored: list[StoredImage], source: Source, checksum: Checksum | None) -> StoredImage | None:
-    """The local image that was made from the file with that checksum."""
-    for image in stored:
-        is_named = not source.named or (image.name, image.version) == (source.name, source.version)
-        # A qcow2 is stored as it came.
-        if is_named and checksum and str(checksum) in (image.checksum, f"sha256:{image.digest}"):
-            return image
-    return None
 
 
 def _is_whole(context: Context, image: StoredImage) -> bool:

@@ -83,9 +83,9 @@ def image_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list
 
 def pullable_names(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """The images of the catalogue that can be pulled."""
-    from provisioner.actions import pulling
+    from provisioner.actions.image_sources import offers_beside
 
-    names = dict.fromkeys(offer.source.name for offer in pulling.offers([]))
+    names = dict.fromkeys(offer.source.name for offer in offers_beside([]))
     return [_item(name, "") for name in names if name.startswith(incomplete)]
 
 

@@ -9,6 +9,7 @@ import click
 
 from provisioner.actions import images, preview, pulling
 from provisioner.actions.catalogue import look
+from provisioner.actions.image_sources import Offer, find_release, find_source, offers_beside
 from provisioner.cli import render
 from provisioner.cli.base import group, options_of
 from provisioner.cli.completion import image_names, pullable_names
@@ -36,7 +37,7 @@ def _as_json(found: StoredImage) -> dict[str, Any]:
     return {key: getattr(found, key) for key in kept} | {"local": True}
 
 
-def _offer_as_json(offer: pulling.Offer) -> dict[str, Any]:
+def _offer_as_json(offer: Offer) -> dict[str, Any]:
     """One of the catalogue that is not here has the keys of one that is, null where they are not known."""
     pinned = offer.source.checksum
     release = offer.source.release
@@ -70,7 +71,7 @@ def list_(only_local: bool) -> None:
     """List the images that are here, and those of the catalogue that can be pulled."""
     with looking(libvirt=False) as (context, options):
         found = images.list_images(context.reading_store)
-        offers = [] if only_local else pulling.offers(found)
+        offers = [] if only_local else offers_beside(found)
         for problem in [] if only_local else look()[1]:
             tell(f"warning: {problem.message}")
         if options.output == "json":
@@ -87,7 +88,7 @@ def _row(one: StoredImage) -> tuple[str, ...]:
     return (one.name, one.version, human_size(one.size), human_size(one.virtual_size), one.login, one.digest[:12])
 
 
-def _offer_row(offer: pulling.Offer) -> tuple[str, ...]:
+def _offer_row(offer: Offer) -> tuple[str, ...]:
     return (offer.source.name, offer.source.version, offer.source.size, "", offer.entry.login, "(to pull)")
 
 
@@ -99,7 +100,7 @@ def pull(name: str, dry_run: bool) -> None:
 
     What is here already is fetched again only where its publisher has a newer build of it.
     """
-    source = pulling.find_release(name)
+    source = find_release(name)
     if dry_run:
         with looking(libvirt=False) as (context, _):
             click.echo("\n".join(pulling.preview(context, source)))
@@ -137,7 +138,7 @@ def _checksum(text: str) -> Checksum | None:
 
 def _import_url(url: str, title: str, checksum: str, insecure: bool, dry_run: bool) -> None:
     name, version = images.split_name(title)
-    source = pulling.find_source(url, checksum, insecure=insecure)._replace(name=name, version=version, named=True)
+    source = find_source(url, checksum, insecure=insecure)._replace(name=name, version=version, named=True)
     if dry_run:
         with looking(libvirt=False) as (context, _):
             click.echo("\n".join(pulling.preview(context, source)))

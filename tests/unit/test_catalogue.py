@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from provisioner.actions import catalogue as catalogues
-from provisioner.actions import pulling
+from provisioner.actions.image_sources import find_source, is_elsewhere
 from provisioner.errors import NotFound, Problems, Usage
 from provisioner.model.catalogue import CatalogueEntry, merge, parse_catalogue
 from provisioner.model.checksum import Checksum
@@ -144,8 +144,8 @@ def test_a_bad_file_stops_only_those_who_need_the_catalogue(tmp_path: Path) -> N
     ],
 )
 def test_a_file_or_address_has_a_name_of_its_own(wanted: str, name: str) -> None:
-    assert pulling.is_elsewhere(wanted)
-    source = pulling.find_source(wanted, f"sha256:{DIGEST}")
+    assert is_elsewhere(wanted)
+    source = find_source(wanted, f"sha256:{DIGEST}")
     assert (source.name, source.version) == (name, "")
     assert bool(source.url) != bool(source.path)
 
@@ -165,8 +165,8 @@ def test_a_file_or_address_has_a_name_of_its_own(wanted: str, name: str) -> None
 )
 def test_what_cannot_be_had_is_said(wanted: str, checksum: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        pulling.find_source(wanted, checksum)
+        find_source(wanted, checksum)
 
 
 def test_a_url_without_a_checksum_may_be_insisted_on() -> None:
-    assert pulling.find_source("https://example.org/a.qcow2", insecure=True).checksum is None
+    assert find_source("https://example.org/a.qcow2", insecure=True).checksum is None
