@@ -65,6 +65,9 @@ class Booted:
         host.sh(_PREPARE)
         self._unshare: Process = host.node.start(["sh", "-ec", _BOOT, _INIT, self._group])
         try:
+            # Who enters before it has begun is in its way.
+            there = f"test -S /proc/$(pgrep -x -P {self._unshare.pid} systemd)/root/run/systemd/private"
+            host.sh(f"timeout {_PATIENCE:.0f} sh -c 'until {there}; do sleep 0.1; done'", timeout=_PATIENCE + 10)
             self.until("systemctl is-system-running | grep -Eq 'running|degraded'", "systemd never got up")
         except BaseException:
             self.close()
@@ -92,7 +95,8 @@ class Booted:
         asked = (
             "systemctl list-jobs; systemctl --failed; journalctl --no-pager | tail -n 60; ip route; macvm shim status"
         )
-        return self._host.node.run(self._argv(asked)).stdout + self._unshare.stderr
+        done = self._host.node.run(self._argv(asked), timeout=_PATIENCE)
+        return done.stdout + done.stderr + self._unshare.stderr
 
     def shut_down(self) -> None:
         """Stops every unit, in their order."""

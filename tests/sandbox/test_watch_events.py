@@ -20,6 +20,8 @@ BOTH = """ip route | grep -q '198.51.100.40 dev mv-port1 proto 109 scope link sr
   ip -6 route | grep -q '2001:db8:51::40 dev mv-port1 proto 109 src 2001:db8:51::2' &&
   ip neigh show nud permanent | grep -q '198.51.100.40 dev mv-port1' &&
   ip neigh show proxy | grep -q '2001:db8:51::2 dev mv-port1'"""
+#: No event of the kernel's has watch look at all by chance.
+QUIET = '[ -z "$(timeout 2 ip monitor link address route)" ]'
 MAC = "52:54:00:00:00:61"
 
 
@@ -124,8 +126,10 @@ def test_a_vepa_guest_is_reached_once_the_switch_sends_back(guest: KvmHost) -> N
     guest.macvm("create", "away", "--memory", "96", "--ip", "192.0.2.62/24", "--mode", "vepa")
     try:
         assert "192.0.2.62" not in guest.sh("ip route")
+        until(guest, QUIET, "the kernel never has nothing to tell", 120)
         guest.nodes.hairpin(True)
         until(guest, "ip route | grep -q '192.0.2.62 dev mv-eth0'", "the switch was never asked again")
+        until(guest, QUIET, "the kernel never has nothing to tell", 120)
         guest.nodes.hairpin(False)
         until(guest, "! ip route | grep -q 192.0.2.62", "the route leads nowhere")
     finally:
