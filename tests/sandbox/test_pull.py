@@ -110,6 +110,7 @@ def clean(host: KvmHost, shelf: Shelf) -> Iterator[None]:
     shelf.asked()
     with host.unchanged():
         yield
+        host.sh(f"rm -f {SHELF}/*.hold")
         host.clear()
         for image in host.json("image", "list", "--local"):
             if image["name"] != "tiny":
