@@ -3,6 +3,7 @@
 VENV ?= .venv
 PYTHON ?= /usr/bin/python3
 BIN = $(VENV)/bin
+PREFIX ?= /usr/local
 # 1 on CI: a layer that cannot run here fails instead of being skipped.
 export MACVM_REQUIRE_ALL ?= $(if $(CI),1,)
 
@@ -12,9 +13,9 @@ SYSTEM_PACKAGES = \
   qemu-system-x86 qemu-utils seabios \
   iproute2 iputils-ping dnsmasq-base openssl openssh-client tcpdump util-linux procps curl sqlite3 systemd \
   linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod \
-  ovmf systemd-boot-efi binutils mmdebstrap e2fsprogs
+  ovmf systemd-boot-efi binutils mmdebstrap e2fsprogs dhcpcd-base
 
-.PHONY: help setup packages test check demo bench sweep clean
+.PHONY: help setup packages test check demo bench sweep install uninstall wheel deb clean
 
 help:
 	@echo 'make demo   build the tiny image, create a VM in a sandbox, and reach it'
@@ -22,6 +23,10 @@ help:
 	@echo 'make check  formatting, lint and types alone'
 	@echo 'make bench  benchmarks, as ratios'
 	@echo 'make sweep  the counts that take hours; writes its figures to tests/sweep.md'
+	@echo 'make install    [PREFIX=/usr/local] macvm with man pages and completion; again to upgrade'
+	@echo 'make uninstall  [PURGE="--yes --keep-vms"] macvm purge, then what make install put there'
+	@echo 'make wheel      dist/*.whl, for pip and pipx'
+	@echo 'make deb        dist/*.deb, for Debian 12'
 
 setup: packages $(BIN)/macvm
 
@@ -57,6 +62,17 @@ bench: setup
 
 sweep: setup
 	$(BIN)/python -m tests.sweep
+
+# Neither needs what `make setup` installs.
+install uninstall:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("error: macvm needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make $@ PYTHON=/usr/bin/python3.11" % sys.version_info[:2])'
+	@$(PYTHON) -IB packaging/install.py $@ --prefix '$(PREFIX)' --destdir '$(DESTDIR)' $(PURGE)
+
+wheel: setup
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
+deb:
+	@sh packaging/deb.sh
 
 clean:
 	rm -rf $(VENV) dist build .setup.log .mypy_cache .ruff_cache .pytest_cache .hypothesis

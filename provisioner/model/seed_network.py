@@ -27,9 +27,20 @@ require dhcp_server_identifier
 slaac hwaddr
 """
 
-#: By family: where a second NIC has a default gateway too, the first NIC's comes first, whose metric the kernel chooses
-#: (0, and 1024 for IPv6).
-_METRICS = {4: 100, 6: 1100}
+#: CirrOS waits 180 s for dhcpcd to have an address, and a static one of IPv6 is none to it. This one is there already.
+_LOOPBACK = """\
+interface lo
+static ip_address=127.0.0.1/8
+noarp
+noipv6
+"""
+
+#: When dhcpcd has an address, or has put a router's announcement in the place of what was routed before.
+_WHEN = ("STATIC*", "BOUND*", "RENEW*", "REBIND*", "ROUTERADVERT")
+
+#: By family: where several NICs have a default gateway, the first NIC's comes first. For IPv6 it comes before what
+#: routers announce, too, to which kernels and dhcpcd give some 1000.
+_METRICS = {4: 100, 6: 512}
 
 
 def network_files(nics: tuple[Nic, ...]) -> dict[str, bytes]:
@@ -52,8 +63,9 @@ def _gateway(told: Addressing, version: int) -> str:
 
 
 def _metric(nics: tuple[Nic, ...], index: int, version: int) -> int:
-    """0, which is the guest's own, for the first NIC with a gateway of that family."""
-    return _METRICS[version] + index if any(_gateway(nic.addressing, version) for nic in nics[:index]) else 0
+    """0, which is the kernel's own, for the first NIC with an IPv4 gateway."""
+    first = version == 4 and not any(_gateway(nic.addressing, version) for nic in nics[:index])
+    return 0 if first else _METRICS[version] + index
 
 
 # --- cloud-init
@@ -150,7 +162,10 @@ def _name_server(server: str) -> str:
 
 
 def _dhcpcd_conf(nics: tuple[Nic, ...]) -> str:
-    return "\n".join([_DHCPCD, *(_dhcpcd_block(index, nic) for index, nic in enumerate(nics))])
+    blocks = [_DHCPCD, *(_dhcpcd_block(index, nic) for index, nic in enumerate(nics))]
+    if not any(nic.addressing.dhcp or _static(nic.addressing, 4) for nic in nics):
+        blocks.append(_LOOPBACK)
+    return "\n".join(blocks)
 
 
 def _dhcpcd_block(index: int, nic: Nic) -> str:
@@ -163,6 +178,8 @@ def _dhcpcd_block(index: int, nic: Nic) -> str:
         lines.append("noipv6")
     # dhcpcd takes one of each family; the others, and an IPv6 gateway, are the exit-hook's.
     lines += [f"static ip_address={interface}" for interface in four[:1]]
+    # Asking the LAN for it takes 5 s, and macvm has asked.
+    lines += ["noarp"] if four else []
     lines += [f"static ip6_address={interface}" for interface in six[:1]]
     if gateway := _gateway(told, 4):
         lines.append(f"static routers={gateway}")
@@ -184,5 +201,11 @@ def _exit_hook(nics: tuple[Nic, ...]) -> str:
         if nic.mtu:
             lines.append(f"eth{index}:PREINIT) ip link set dev eth{index} mtu {nic.mtu} ;;")
         if commands:
-            lines += [f"eth{index}:STATIC* | eth{index}:BOUND*)", *(f"    {command}" for command in commands), "    ;;"]
-    return "\n".join([*lines, "esac"]) + "\n"
+            when = " | ".join(f"eth{index}:{reason}" for reason in _WHEN)
+            lines += [f"{when})", *(f"    {command}" for command in commands), "    ;;"]
+    lines.append("esac")
+    for nic in nics:
+        # Its own hook takes name servers from what has an IPv4 address alone, and writes the file anew each time.
+        if not nic.addressing.dhcp and not _static(nic.addressing, 4):
+            lines += [_name_server(str(server)) for server in nic.addressing.dns]
+    return "\n".join(lines) + "\n"
