@@ -1,0 +1,1 @@
+"""Labs: many machines from one file."""
