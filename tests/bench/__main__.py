@@ -17,7 +17,7 @@ from statistics import median
 
 from provisioner.actions.sandbox import Sandbox, around
 from provisioner.errors import Unable
-from tests.bench import download, pools, shims, sides, steps
+from tests.bench import download, pools, seeds, shims, sides, steps
 from tests.bench.turns import Side, take_turns
 
 
@@ -59,6 +59,9 @@ def measure(rounds: int) -> None:
         print_row(
             (got.title, f"{got.verified:.0f}", "without a checksum", f"{got.plain:.0f}", f"{got.ratio:.2f}", got.goal)
         )
+    made = seeds.row(2 * rounds)
+    ratio = f"{made.both / made.overlay:.2f}"
+    print_row((made.title, f"{made.both:.0f}", "the overlay alone", f"{made.overlay:.0f}", ratio, made.goal))
     print("\nwhere the time of macvm create goes, in ms")
     for name, spent in steps.breakdown(sides.CREATE, sides.remove_created, rounds):
         print(f"  {name:<22}{spent:8.1f}")
