@@ -198,7 +198,7 @@ def uninstall(context: Context, root: Path = Path("/")) -> Removed:
     """Removes what `install` wrote, and stops the units; shims stay as they are. Any number of times. Goes on past an
     error. Raises Problems."""
     context.require_local_root("removing units")
-    ours, kept = _found(root)
+    ours, kept = find(root)
     units = [path.name for path in ours if path.name in UNITS]
     running = systemd.is_running(root)
     steps: list[Callable[[], object]] = []
@@ -215,7 +215,7 @@ def uninstall(context: Context, root: Path = Path("/")) -> Removed:
     return Removed(tuple(map(str, ours)), tuple(map(str, kept)))
 
 
-def _found(root: Path) -> tuple[list[Path], list[Path]]:
+def find(root: Path = Path("/")) -> tuple[list[Path], list[Path]]:
     """macvm's files that are there, and others of their names."""
     there = [path for path in (root / relative for relative in _FILES) if marked_files.is_there(path)]
     ours = [path for path in there if marked_files.is_marked(path, MARK)]
@@ -239,7 +239,7 @@ def _unlink(link: Path) -> None:
 
 def uninstall_lines(root: Path = Path("/")) -> list[str]:
     """What `uninstall` would do."""
-    ours, kept = _found(root)
+    ours, kept = find(root)
     units = [path.name for path in ours if path.name in UNITS]
     running = systemd.is_running(root)
     lines = [_systemctl("disable", "--now", *units)] if units and running else []

@@ -54,3 +54,11 @@ def give_back(context: Context, owner: str, parent: str = "") -> None:
 def making_lines(parent: str, mode: MacvtapMode) -> list[str]:
     """The `sysctl` line that amounts to it."""
     return [f"sysctl -w {_key(parent)}=1"] if mode is MacvtapMode.PASSTHROUGH else []
+
+
+def giving_back_lines(context: Context, owner: str) -> list[str]:
+    """The `ip` and `sysctl` lines that amount to `give_back`."""
+    store, lines = context.reading_store, []
+    for key, was in store.remembered_of(owner) if store else ():
+        lines.append(f"ip link set {key.removeprefix(_UP)} up" if key.startswith(_UP) else f"sysctl -w {key}={was}")
+    return lines

@@ -81,7 +81,7 @@ def ensure(context: Context, parent: str) -> bool:
             raise Taken(
                 f"there is a link {there.name}, and it is not VLAN {vlan.vid} of {vlan.base}", "rename that link"
             )
-    if not there.up and there.alias.startswith(_ALIAS):
+    if not there.up and is_ours(there):
         links.set_up(there)
     return False
 
@@ -113,6 +113,11 @@ def making_lines(parent: str) -> list[str]:
     ]
 
 
+def is_ours(link: Link) -> bool:
+    """Whether macvm made a VLAN's link."""
+    return link.alias.startswith(_ALIAS)
+
+
 def release(context: Context, parent: str) -> bool:
     """Removes a VLAN's link that macvm made, with macvm's shim on it, once nothing else is on it.
 
@@ -138,7 +143,7 @@ def removing_lines(context: Context, parent: str) -> list[str]:
 def clear(context: Context) -> list[str]:
     """Removes the links that macvm made and no network is on: of a macvm that was killed. Returns their names."""
     gone = []
-    for link in [link for link in netlink.links() if link.alias.startswith(_ALIAS)]:
+    for link in [link for link in netlink.links() if is_ours(link)]:
         # Looked at under the lock: `network create` makes the row first and the link then.
         with context.lock(lock_name(link.name)):
             wanted = any(network.parent == link.name for network in context.store.networks.all())
@@ -153,7 +158,7 @@ def _find(host: Links, parent: str) -> Link | None:
 
 
 def _is_ours_alone(context: Context, link: Link) -> bool:
-    return link.alias.startswith(_ALIAS) and not _is_used(context, Links.read(), link)
+    return is_ours(link) and not _is_used(context, Links.read(), link)
 
 
 def _is_used(context: Context, host: Links, link: Link) -> bool:

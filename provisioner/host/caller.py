@@ -49,6 +49,25 @@ def forget(folder: str, name: str) -> None:
         raise Unable(f"{path} cannot be deleted: {error.strerror}", f"rm {path}") from error
 
 
+def kept(folder: str) -> list[Path]:
+    """The files of a `state_folder`; none where there is no such folder."""
+    path = _state_path(folder)
+    try:
+        with rights():
+            return sorted(one for one in path.iterdir() if one.is_file() or one.is_symlink())
+    except OSError:
+        return []
+
+
+def forget_folder(folder: str) -> None:
+    """Deletes the files of a `state_folder`, and what is empty then of what was made for it. Raises Unable."""
+    for path in kept(folder):
+        forget(folder, path.name)
+    for empty in (_state_path(folder), _state_path(folder).parent):
+        with contextlib.suppress(OSError), rights():
+            empty.rmdir()
+
+
 def state_folder(name: str) -> Path:
     """A folder for what is to be kept, made where it is missing. Raises Unable."""
     folder = _state_path(name)

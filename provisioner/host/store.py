@@ -42,6 +42,10 @@ class StoreFailed(MacvmError):
     """The store cannot be read or written."""
 
 
+class StoreDamaged(StoreFailed):
+    """What is in its file is no store any more."""
+
+
 class StoredImage(NamedTuple):
     """An image in the local store. Sizes in bytes. `stamp` is the base file's inode, size and change time when it was
     last known to match `digest`; `kernel` and `initrd` are file names, empty where the image brings none. `source` is
@@ -93,7 +97,7 @@ def _translated(path: Path) -> Iterator[None]:
             raise StoreFailed(f"no space left for the store {path}", f"free some space: df -h {path.parent}") from error
         if name.startswith(_DAMAGED):
             hint = f"move it away (VMs go on running), or put a copy back: {path}.v* are the ones macvm made"
-            raise StoreFailed(f"the store {path} is damaged: {error}", hint) from error
+            raise StoreDamaged(f"the store {path} is damaged: {error}", hint) from error
         if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
             hint = "run as root, or name another directory with --state-dir"
             raise Unable(f"the store {path} cannot be written: {error}", hint) from error
@@ -145,6 +149,12 @@ class Store:
             except UnicodeEncodeError:
                 # A byte of the command line that is no UTF-8: no text with it is stored, and so none is found.
                 return []
+
+    def check(self) -> None:
+        """Reads all of it. Raises StoreDamaged."""
+        said = self.rows("PRAGMA quick_check(1)")[0][0]
+        if said != "ok":
+            raise StoreDamaged(f"the store {self.path} is damaged: {' '.join(str(said).split())}", "")
 
     @cached_property
     def networks(self) -> Networks:
@@ -279,6 +289,10 @@ class Store:
     def remembered_of(self, owner: str) -> list[tuple[str, str]]:
         """What was changed for a machine's sake, and what it was."""
         return [(row["key"], row["was"]) for row in self.rows("SELECT * FROM remembered WHERE owner = ?", (owner,))]
+
+    def rememberers(self) -> list[str]:
+        """For whose sake anything is remembered."""
+        return [row["owner"] for row in self.rows("SELECT DISTINCT owner FROM remembered ORDER BY owner")]
 
     def forget(self, key: str) -> None:
         with self.change() as db:
