@@ -20,6 +20,7 @@ from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
 from provisioner.errors import MacvmError, PartlyDone, Usage
+from provisioner.host import user_files
 from provisioner.model.machine import DirectBoot
 from provisioner.model.mode import MacvtapMode
 
@@ -183,8 +184,8 @@ def _request(
         nics=tuple([first] if first else [] if more else [NicRequest()]) + tuple(more),
         memory=memory,
         disk_size=disk,
-        ssh_keys=parameters.read_keys(ssh_keys) if ssh_keys else None,
-        user_data=parameters.read_user_data(user_data),
+        ssh_keys=user_files.read_keys(ssh_keys) if ssh_keys else None,
+        user_data=user_files.read_user_data(user_data),
         password=password or "",
         virt_type=virt_type or "",
         boot=DirectBoot(kernel.absolute(), initrd.absolute() if initrd else None, cmdline) if kernel else None,

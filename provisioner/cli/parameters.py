@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,12 +10,11 @@ import click
 from provisioner.cli.completion import network_names
 from provisioner.cli.words import Words
 from provisioner.errors import Usage
-from provisioner.model.machine import Vnc
+from provisioner.model.machine import parse_vnc
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, printable
-from provisioner.model.nic import parse_address, parse_addressing
+from provisioner.model.nic import parse_addressing, parse_mtu
 from provisioner.model.sizes import parse_size
-from provisioner.model.ssh_key import is_public_key, key_lines
 
 if TYPE_CHECKING:
     from provisioner.actions.request import NicRequest
@@ -38,35 +36,8 @@ MODE = Words("mode", MacvtapMode.parse)
 MAC = Words("mac", Mac.parse)
 MEMORY = Words("size", lambda text: parse_size(text, what="amount of memory"))
 DISK = Words("size", lambda text: parse_size(text, plain_unit="g", what="disk size"))
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) <= 9
-
-
-def _mtu(text: str) -> int:
-    # RFC 791 and RFC 8200: an IPv4 host takes 68 bytes, IPv6 wants 1280; an interface's own limit is 65535.
-    if not _is_number(text) or not 68 <= int(text) <= 65535:
-        raise Usage(f"{printable(text)} is no MTU", "a number of bytes from 68 to 65535")
-    return int(text)
-
-
-MTU = Words("bytes", _mtu)
-
-
-def _vnc(text: str) -> Vnc:
-    if not text:
-        return Vnc()
-    host, sign, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    if not sign:
-        host, port = text, ""
-    if port and (not _is_number(port) or not 5900 <= int(port) <= 65535):
-        raise Usage(f"{printable(port)} is no VNC port", "a number from 5900 to 65535")
-    address = parse_address(host.strip("[]") or "127.0.0.1", "address to listen on")
-    return Vnc(str(address), int(port) if port else None)
-
-
-VNC = Words("address[:port]", _vnc)
+MTU = Words("bytes", parse_mtu)
+VNC = Words("address[:port]", parse_vnc)
 
 
 def parse_nic(text: str) -> NicRequest:
@@ -94,7 +65,7 @@ def parse_nic(text: str) -> NicRequest:
         parent=one("parent"),
         libvirt_network=one("libvirt"),
         mac=Mac.parse(one("mac")) if one("mac") else None,
-        mtu=_mtu(one("mtu")) if one("mtu") else None,
+        mtu=parse_mtu(one("mtu")) if one("mtu") else None,
         addressing=parse_addressing(
             given.get("ip", ()), given.get("gateway", ()), given.get("dns", ()), network="network" in given
         ),
@@ -171,37 +142,3 @@ def one_pace(probe: str | None, no_probe: bool) -> str:
     if probe and no_probe:
         raise Usage("--probe and --no-probe exclude one another", "say one of them")
     return "no" if no_probe else probe or "fast"
-
-
-def read_user_data(paths: Sequence[Path]) -> tuple[bytes, ...]:
-    """What stands in the files; an empty one says nothing. Raises Usage."""
-    found = []
-    for path in paths:
-        try:
-            found.append(path.read_bytes())
-        except OSError as error:
-            raise Usage(f"the user-data {path} cannot be read: {error.strerror}", "check --user-data") from error
-    return tuple(filter(None, found))
-
-
-def read_keys(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Lines of public key files. Raises Usage, for a private key too: it would end in the guest."""
-    keys: list[str] = []
-    for path in paths:
-        try:
-            text = path.read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise Usage(
-                f"the key {path} cannot be read: {error}", "name a public key, such as ~/.ssh/id_ed25519.pub"
-            ) from error
-        if "PRIVATE KEY" in text:
-            raise Usage(f"{path} is a private key", f"the public one goes into guests: {path}.pub")
-        lines = key_lines(text)
-        for line in lines:
-            if not is_public_key(line):
-                hint = "a line for each: ssh-ed25519 AAAA… and a comment, as ssh-keygen writes it"
-                raise Usage(f"{path} has a line that is no public key: {printable(line)}", hint)
-        if not lines:
-            raise Usage(f"{path} has no public key", "name a public key, such as ~/.ssh/id_ed25519.pub")
-        keys += lines
-    return tuple(keys)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from provisioner.errors import Usage
-from provisioner.model.names import printable
+from provisioner.model.names import parse_label, printable
 
 
 class Words(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic only from click 8.3 on
@@ -37,16 +37,7 @@ def _seconds(text: str) -> float:
 
 
 SECONDS = Words("seconds", _seconds)
-
-
-def _label(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if not sign or not key or not text.isprintable():
-        raise Usage(f"{printable(text)} is no label", "KEY=VALUE, of printable characters")
-    return key, value
-
-
-LABEL = Words("key=value", _label)
+LABEL = Words("key=value", parse_label)
 
 #: What of a VM may be waited for.
 WAIT_FOR = ("ip", "ping", "ssh")

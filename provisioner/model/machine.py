@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from provisioner.errors import Usage
 from provisioner.model.found import Marks
-from provisioner.model.nic import Nic
+from provisioner.model.names import is_number, printable
+from provisioner.model.nic import Nic, parse_address
 
 
 class Vnc(NamedTuple):
@@ -14,6 +16,19 @@ class Vnc(NamedTuple):
 
     listen: str = "127.0.0.1"
     port: int | None = None
+
+
+def parse_vnc(text: str) -> Vnc:
+    """`[ADDRESS][:PORT]`; nothing at all is a console on this host alone. Raises Usage."""
+    if not text:
+        return Vnc()
+    host, sign, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not sign:
+        host, port = text, ""
+    if port and (not is_number(port) or not 5900 <= int(port) <= 65535):
+        raise Usage(f"{printable(port)} is no VNC port", "a number from 5900 to 65535")
+    address = parse_address(host.strip("[]") or "127.0.0.1", "address to listen on")
+    return Vnc(str(address), int(port) if port else None)
 
 
 class DirectBoot(NamedTuple):

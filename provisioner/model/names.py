@@ -26,6 +26,11 @@ def printable(text: str, limit: int = 40) -> str:
     return shown if len(shown) <= limit + 2 else f"{shown[: limit + 1]}…{shown[-1]}"
 
 
+def is_number(text: str) -> bool:
+    """Whether `text` is a whole number of a size that a person writes: nine digits at most."""
+    return text.isascii() and text.isdecimal() and len(text) <= 9
+
+
 def check_name(text: str, what: str = "a name") -> str:
     """`text` itself when it is a host name's label (RFC 1123, lower case): safe for libvirt, files, DNS and shells.
 
@@ -37,6 +42,14 @@ def check_name(text: str, what: str = "a name") -> str:
         f"{printable(text)} cannot be {what}",
         "1 to 63 of the characters a-z, 0-9 and '-', beginning and ending with a letter or digit",
     )
+
+
+def parse_label(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`. Raises Usage."""
+    key, sign, value = text.partition("=")
+    if not sign or not key or not text.isprintable():
+        raise Usage(f"{printable(text)} is no label", "KEY=VALUE, of printable characters")
+    return key, value
 
 
 class Mac(str):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from provisioner.errors import Usage
 from provisioner.model.mode import MacvtapMode
-from provisioner.model.names import Mac, printable
+from provisioner.model.names import Mac, is_number, printable
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -116,6 +116,14 @@ def _check_zone(text: str, what: str) -> None:
     # `fe80::1%eth0`: ipaddress takes any text for the zone, line breaks too, and the guest's links are not the host's.
     if "%" in text:
         raise Usage(f"{printable(text)} is no {what} for a guest", "leave the % and what follows it out")
+
+
+def parse_mtu(text: str) -> int:
+    """Raises Usage."""
+    # RFC 791 and RFC 8200: an IPv4 host takes 68 bytes, IPv6 wants 1280; an interface's own limit is 65535.
+    if not is_number(text) or not 68 <= int(text) <= 65535:
+        raise Usage(f"{printable(text)} is no MTU", "a number of bytes from 68 to 65535")
+    return int(text)
 
 
 def check_mtu(mtu: int | None, wanted: Address | ipaddress.IPv4Network | ipaddress.IPv6Network) -> None:
