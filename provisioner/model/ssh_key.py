@@ -25,6 +25,18 @@ def is_public_key(line: str) -> bool:
         blob = base64.b64decode(found[2], validate=True)
     except binascii.Error:
         return False
-    # RFC 4253, 6.6: the type stands in the key once more, behind its length.
-    name = found[1].encode()
-    return blob.startswith(len(name).to_bytes(4, "big") + name) and b"-cert-" not in name
+    fields = _fields(blob)
+    # RFC 4253, 6.6: the type stands in the key once more.
+    return len(fields) > 1 and fields[0] == found[1].encode() and b"-cert-" not in fields[0]
+
+
+def _fields(blob: bytes) -> list[bytes]:
+    """What follows each length (RFC 4251, 5: `string`); nothing where the last one is cut off."""
+    found, place = [], 0
+    while place < len(blob):
+        end = place + 4 + int.from_bytes(blob[place : place + 4], "big")
+        if end > len(blob):
+            return []
+        found.append(blob[place + 4 : end])
+        place = end
+    return found

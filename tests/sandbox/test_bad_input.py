@@ -43,7 +43,11 @@ echo '<network><name>n</name></network>' > network.xml
 echo '<!DOCTYPE domain [<!ENTITY x SYSTEM "file:///etc/shadow">]><domain><title>&x;</title></domain>' > external.xml
 echo "<domain type='kvm'><os><type machine='q35'>hvm</type></os><nonsense/></domain>" > unknown.xml
 printf '#cloud-config\\nhostname: x\\n' > cloud.yaml
+printf '#!/bin/sh\\n' > script
+gzip -k script
+printf '#!/bin/sh\\nMIME-Version: 1.0\\n' > odd
 echo 'PRIVATE KEY' > id_key
+echo 'ssh-ed25519 AAAA me' > short.pub
 """
 
 
@@ -143,6 +147,10 @@ TABLE = [
     Bad(f"x --kernel {FILES}/cloud.yaml --initrd {FILES}/none", 3, "there is no initrd"),
     Bad("x --cmdline quiet", 2, "need --kernel"),
     Bad(f"x --user-data {FILES}/cloud.yaml", 2, "guests of tiny run user-data only", "script"),
+    Bad(f"x --user-data {FILES}/script.gz", 2, "this is packed with gzip", "script"),
+    Bad(f"x --user-data {FILES}/script --user-data {FILES}/odd", 2, "guests of tiny run one script", "one"),
+    Bad(f"x --user-data {FILES}/script --password x", 2, "exclude one another for guests of tiny", "chpasswd -e"),
+    Bad(f"x --ssh-key {FILES}/short.pub", 2, "a line that is no public key", "ssh-keygen"),
     Bad(f"x --user-data {FILES}/none", 2, "cannot be read"),
     Bad(f"x --ssh-key {FILES}/id_key", 2, "is a private key", ".pub"),
     Bad("x --vnc=0.0.0.0", 2, "would show the guest's screen", "--vnc-exposed"),
