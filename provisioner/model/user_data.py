@@ -7,7 +7,6 @@ white space and at no difference of case; a kernel that runs a script does not.
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -83,6 +82,9 @@ def combine(parts: Sequence[bytes], *, readable: bool = False) -> bytes:
     """
     if len(parts) == 1:
         return parts[0]
+    # Not at the top: an import that `nic attach` would pay for.
+    import hashlib
+
     encoding = b"8bit" if readable else b"base64"
     encoded = [part if readable else base64.encodebytes(part) for part in parts]
     boundary = b"macvm-" + hashlib.sha256(b"\0".join(encoded)).hexdigest()[:32].encode()
