@@ -12,6 +12,7 @@ import pwd
 import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -45,6 +46,7 @@ _STATES = {
 
 _START_DAEMON = "is it running? systemctl start libvirtd (or virtqemud)"
 _HANGS = "the daemon hangs or has ended: systemctl status libvirtd (or virtqemud)"
+_LOGS = "journalctl -u libvirtd (or virtqemud) says more"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _loop = threading.Lock()
 _loop_runs = False
@@ -96,7 +98,7 @@ def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
     message = (error.get_error_message() or str(error)).strip()
     if "keepalive" in message or "connection closed" in message.lower() or "end of file" in message.lower():
         return HypervisorFailed(f"libvirt stopped answering when asked {doing}", _HANGS)
-    kind, hint = _OUR_ERRORS.get(error.get_error_code(), (HypervisorFailed, "journalctl -u libvirtd says more"))
+    kind, hint = _OUR_ERRORS.get(error.get_error_code(), (HypervisorFailed, _LOGS))
     return kind(f"libvirt refused {doing}: {message}", hint)
 
 
@@ -301,8 +303,21 @@ class Hypervisor:
 
     def start(self, uuid: str, name: str, *, paused: bool) -> None:
         """Paused, the guest has not run an instruction and its macvtaps are down."""
-        with _translated(f"to start {name}"):
+        with self._denials_named(uuid), _translated(f"to start {name}"):
             self._domain(uuid).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    @contextlib.contextmanager
+    def _denials_named(self, uuid: str) -> Iterator[None]:
+        began = time.time()
+        try:
+            yield
+        except HypervisorFailed as error:
+            if not self.is_local:
+                raise
+            from provisioner.host import denials  # where all is well, nobody needs it
+
+            denials.explain(error, uuid, began, lambda: self.definition(uuid))
+            raise
 
     def resume(self, uuid: str, name: str) -> None:
         with _translated(f"to resume {name}"):
