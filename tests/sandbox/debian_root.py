@@ -15,6 +15,7 @@ import struct
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from provisioner.host import tiny
@@ -103,7 +104,7 @@ def _clean(cache: Path) -> None:
 
 def _build(work: Path, kernel: Path, modules: Path) -> Path:
     root, raw, made = work / "root", work / "raw", work / "qcow2"
-    _bootstrap(root, work / "sources.list")
+    bootstrap(root, work / "sources.list", PACKAGES, LEFT_OUT)
     _settle(root)
     with raw.open("wb") as file:
         file.write(_boot_record())
@@ -116,8 +117,9 @@ def _build(work: Path, kernel: Path, modules: Path) -> Path:
     return made
 
 
-def _bootstrap(root: Path, sources: Path) -> None:
-    """From where this machine's own apt takes Debian."""
+def bootstrap(root: Path, sources: Path, packages: Sequence[str], left_out: Sequence[str]) -> None:
+    """These packages and what they need, from where this machine's own apt takes Debian; nothing of /usr/share's folders
+    in `left_out`. `sources` is a file that is written on the way."""
     asked = ["apt-get", "indextargets", "--format", "deb $(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
     suites = (SUITE, f"{SUITE}-updates", f"{SUITE}-security")
     known = [line.split() for line in run(asked).decode().splitlines()]
@@ -126,8 +128,8 @@ def _bootstrap(root: Path, sources: Path) -> None:
     sources.write_text("\n".join(lines) + "\n")
     # Killed with this process, however that ends, and with it go the mounts that it makes.
     argv = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    argv += ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(PACKAGES)}"]
-    argv += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in LEFT_OUT)]
+    argv += ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={','.join(packages)}"]
+    argv += ["--dpkgopt=force-unsafe-io", *(f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in left_out)]
     run([*argv, SUITE, root, sources], timeout=600)
 
 
