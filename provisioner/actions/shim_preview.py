@@ -56,7 +56,7 @@ def unrouting_lines(context: Context, routes: Sequence[shims.GuestRoute]) -> lis
         behind = unpacked(shims.guests_behind(store, parent)) if store else []
         kept |= {parent for guest in behind if (parent, guest.address) not in going}
     parents = dict.fromkeys(parent for parent in parents if parent not in kept)
-    return [*lines, *(f"ip link del {name}" for name in map(_shim_name, parents) if name)]
+    return [*lines, *(line for name in map(_shim_name, parents) if name for line in shims.removing_lines(name))]
 
 
 def _shim_name(parent: str) -> str:
@@ -92,7 +92,7 @@ def up(context: Context, parent: str, to: Sequence[To], *, known: bool = False) 
 def down(context: Context, parent: str) -> list[str]:
     link = shimming.choose_down(parent)
     shim = shims.find_shim(link)
-    return [f"ip link del {shim.name}"] if shim else []
+    return shims.removing_lines(shim.name) if shim else []
 
 
 def forget(context: Context, address: Address) -> list[str]:

@@ -6,7 +6,8 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from provisioner.actions import discovery, networks, shims
+from provisioner.actions import discovery, firewall, networks, shims
+from provisioner.actions.firewall import FirewallView
 from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.views import MachineView, NicView
 from provisioner.actions.wiring import Findings
@@ -50,6 +51,7 @@ class ShimView(NamedTuple):
     up: bool
     guests: tuple[GuestView, ...]
     unreached: tuple[UnreachedView, ...]
+    firewall: tuple[FirewallView, ...]
 
 
 def up_all(context: Context, *, known: bool = False) -> list[ShimView]:
@@ -228,6 +230,7 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
         up=bool(shim and shim.up),
         guests=tuple(shown),
         unreached=tuple(_unreached(parent, machines, {guest.mac for guest in shown}, hairpin)),
+        firewall=tuple(firewall.closed(parent.name, shim.name)) if shim else (),
     )
 
 

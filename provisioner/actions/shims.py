@@ -138,7 +138,7 @@ def reconcile(context: Context, parent: str) -> Outcome:
         elif shim and (guests_behind(context.store, parent) or parent in context.store.others.held()):
             routing.change(shim, ShimSet(), routing.read(shim, routes))
         elif shim:
-            links.remove(shim)
+            _remove(shim)
         _give_back(context, parent, own)
         return Outcome(unreachable(given, {one.address.packed: guests[one.address.packed] for one in beyond}), foreign)
 
@@ -211,7 +211,10 @@ def hold(context: Context, parent: Link) -> Link:
     """Makes a parent's shim, which then stays until `let_go`, whatever is behind it."""
     with context.lock(_lock_name(parent.name)):
         context.store.others.hold(parent.name)
-        return _ensure_shim(parent, find_shim(parent))
+        shim = _ensure_shim(parent, find_shim(parent))
+        # Again, for a shim that was there: firewalld may have been started, or told of the parent, since.
+        _join_zone(parent.name, shim.name)
+        return shim
 
 
 def let_go(context: Context, parent: Link) -> bool:
@@ -220,8 +223,21 @@ def let_go(context: Context, parent: Link) -> bool:
         context.store.others.let_go(parent.name)
         shim = find_shim(parent)
         if shim:
-            links.remove(shim)
+            _remove(shim)
         return shim is not None
+
+
+def _remove(shim: Link) -> None:
+    from provisioner.host import firewalld  # a shim comes and goes seldom
+
+    links.remove(shim)
+    firewalld.leave(shim.name)
+
+
+def _join_zone(parent: str, shim: str) -> None:
+    from provisioner.host import firewalld
+
+    firewalld.join(parent, shim)
 
 
 def ensure(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
@@ -263,6 +279,7 @@ def _ensure_shim(parent: Link, shim: Link | None) -> Link:
         except Taken as error:
             hint = f"rename or remove it (ip link del {name}), or use --no-shim"
             raise Taken(f"there is a link {name} already, and it is not macvm's shim", hint) from error
+        _join_zone(parent.name, name)
     for key, value in _SYSCTLS:
         links.sysctl("net/" + key.format(shim.name), value)
     if not shim.up:
@@ -271,12 +288,21 @@ def _ensure_shim(parent: Link, shim: Link | None) -> Link:
 
 
 def making_lines(parent: Link) -> list[str]:
-    """The `ip` and `sysctl` lines that amount to making the shim of a parent."""
+    """The `ip`, `sysctl` and `firewall-cmd` lines that amount to making the shim of a parent."""
+    from provisioner.host import firewalld
+
     name = shim_name(parent.name)
     # With slashes: a dot in the name, as of a VLAN's shim, would part it.
     keys = [f"sysctl -w net/{key.format(name)}={value}" for key, value in _SYSCTLS]
     made = f"ip link add {name} link {parent.name} address {shim_mac(parent.mac)} type macvlan mode bridge"
-    return [made, f"ip link set {name} alias {_ALIAS}{parent.name}", *keys, f"ip link set {name} up"]
+    joined = firewalld.joining_lines(parent.name, name)
+    return [made, f"ip link set {name} alias {_ALIAS}{parent.name}", *joined, *keys, f"ip link set {name} up"]
+
+
+def removing_lines(shim: str) -> list[str]:
+    from provisioner.host import firewalld
+
+    return [f"ip link del {shim}", *firewalld.leaving_lines(shim)]
 
 
 def give_way(context: Context, parent: str) -> None:
@@ -292,7 +318,7 @@ def give_way(context: Context, parent: str) -> None:
             hint = "choose another --parent, or delete those machines; macvm shim forget lets go of an address"
             raise Taken(f"{parent} is held by {shim.name}, through which the host reaches {', '.join(users)}", hint)
         if shim:
-            links.remove(shim)
+            _remove(shim)
 
 
 def release(context: Context, routes: Iterable[GuestRoute]) -> None:

@@ -208,3 +208,5 @@ def _print_one(one: ShimView) -> None:
     if one.unreached:
         click.echo()
         render.print_table(("NOT REACHED", "MAC", "MODE", "WHY"), one.unreached)
+    for shut in one.firewall:
+        tell(f"note: guests may not reach this host: {shut.reason}; {shut.rule}")

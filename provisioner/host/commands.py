@@ -14,6 +14,7 @@ PACKAGES = {
     "virsh": "libvirt-clients",
     "libvirtd": "libvirt-daemon-system",
     "ip": "iproute2",
+    "nft": "nftables",
     "bridge": "iproute2",
     "ping": "iputils-ping",
     "dnsmasq": "dnsmasq-base",
