@@ -20,13 +20,15 @@ if TYPE_CHECKING:
 
 class Segment(NamedTuple):
     """A network, and what of the host as it stands bears on it: `reserved` are addresses that the host itself or one of
-    its routers has; `gateways` and `dns` serve guests in the host's own `subnets` where the network names none."""
+    its routers has; `gateways` and `dns` serve guests in the host's own `subnets` where the network names none.
+    `promised` are addresses that are given to those alone who ask for them by name."""
 
     network: Network
     reserved: frozenset[Address] = frozenset()
     subnets: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     gateways: tuple[Address, ...] = ()
     dns: tuple[Address, ...] = ()
+    promised: frozenset[Address] = frozenset()
 
     def pool(self, subnet: Subnet) -> Pool:
         from provisioner.model.ipam import pool_of  # which a NIC on a bare parent has no use for
@@ -193,7 +195,7 @@ def _assigned(
         subnets = [one for one in network.subnets if one.subnet.version == version]
         for one in subnets:
             text = str(one.subnet)
-            picked = leases.pick(network.name, nic.parent, text, segment.pool(one), avoid)
+            picked = leases.pick(network.name, nic.parent, text, segment.pool(one), {*avoid, *segment.promised})
             if picked:
                 static.append(ipaddress.ip_interface((picked.address, one.subnet.prefixlen)))
                 picks.append((text, picked))

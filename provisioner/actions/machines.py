@@ -14,7 +14,7 @@ from provisioner.actions.probing import InUse, Question
 from provisioner.actions.removal import Remains, remove_all, remove_domain, remove_files
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.undo import Undo, carry_out
-from provisioner.actions.wiring import Findings
+from provisioner.actions.wiring import Findings, Surroundings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
 from provisioner.host import disks, seeds
@@ -123,13 +123,18 @@ def with_images(
     ]
 
 
-def create(context: Context, request: CreateRequest, before_resume: BeforeResume | None = None) -> Created:
-    """Makes and starts a machine, or leaves nothing behind.
+def create(
+    context: Context,
+    request: CreateRequest,
+    before_resume: BeforeResume | None = None,
+    there: Surroundings | None = None,
+) -> Created:
+    """Makes and starts a machine, or leaves nothing behind. `there` is what somebody has just looked at.
 
     Raises Problems from the plan, and what libvirt, the kernel, the disk or an image's publisher refuse.
     """
     (request,) = with_images(context, [request])
-    return _begin(context, make_plan(context, request), before_resume)
+    return _begin(context, make_plan(context, request, there=there), before_resume)
 
 
 def _begin(context: Context, plan: Plan, before_resume: BeforeResume | None) -> Created:

@@ -65,12 +65,25 @@ class Plan(NamedTuple):
         return self._replace(machine=self.machine._replace(nics=nics), told=self.told._replace(nics=nics))
 
 
-def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = ()) -> Plan:
-    """`others` are the NICs of machines that are made before this one. Raises Problems with everything that stands in
-    the way, Unable where libvirt is not this host's own."""
+class _Parts(NamedTuple):
+    """What a machine is made of beside its NICs."""
+
+    request: CreateRequest
+    image: StoredImage | None = None
+    virt_type: str = ""
+    firmware: str = ""
+    template: bytes = b""
+    template_name: str = ""
+
+
+def make_plan(
+    context: Context, request: CreateRequest, others: Sequence[Nic] = (), there: Surroundings | None = None
+) -> Plan:
+    """`others` are the NICs of machines that are made before this one, `there` what somebody has just looked at. Raises
+    Problems with everything that stands in the way, Unable where libvirt is not this host's own."""
     context.require_local("creating a VM")
     findings = Findings()
-    there = Surroundings.look(context)
+    there = there or Surroundings.look(context)
     with findings.checking():
         check_name(request.name)
         if any(machine.name == request.name for machine in there.machines):
@@ -79,6 +92,31 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
             from provisioner.host.endpoints import endpoint_exists
 
             raise endpoint_exists(request.name)
+    parts = _choose_parts(context, request, findings)
+    nics = plan_nics(
+        context,
+        request.nics,
+        there,
+        findings,
+        others,
+        start=request.start,
+        shim=request.shim,
+        take_parent=request.take_parent,
+    )
+    findings.finish()
+    plan = _assemble(context, parts, str(uuid.uuid4()), nics)
+    return plan._replace(segments=there.segments, notes=tuple(findings.notes))
+
+
+def make_again(context: Context, request: CreateRequest, identity: str, nics: tuple[Nic, ...]) -> Plan:
+    """Of a machine that is there, with its UUID and the NICs that it has. Raises Problems."""
+    findings = Findings()
+    parts = _choose_parts(context, request, findings)
+    findings.finish()
+    return _assemble(context, parts, identity, nics)._replace(notes=tuple(findings.notes))
+
+
+def _choose_parts(context: Context, request: CreateRequest, findings: Findings) -> _Parts:
     with findings.checking():
         _check_sizes(request)
     image = None
@@ -95,34 +133,13 @@ def make_plan(context: Context, request: CreateRequest, others: Sequence[Nic] = 
         template, template_name = _read_template(request)
         root = parse(template, template_name)
         firmware = choose_firmware(context, request, image, root, virt_type, findings.notes)
-    nics = plan_nics(
-        context,
-        request.nics,
-        there,
-        findings,
-        others,
-        start=request.start,
-        shim=request.shim,
-        take_parent=request.take_parent,
-    )
     with findings.checking():
         _check_user_data(request, image)
-    findings.finish()
-    plan = _assemble(context, request, image, virt_type, firmware, template, template_name, nics)
-    return plan._replace(segments=there.segments, notes=tuple(findings.notes))
+    return _Parts(request, image, virt_type, firmware, template, template_name)
 
 
-def _assemble(
-    context: Context,
-    request: CreateRequest,
-    image: StoredImage | None,
-    virt_type: str,
-    firmware: str,
-    template: bytes,
-    template_name: str,
-    nics: tuple[Nic, ...],
-) -> Plan:
-    identity = str(uuid.uuid4())
+def _assemble(context: Context, parts: _Parts, identity: str, nics: tuple[Nic, ...]) -> Plan:
+    request, image, virt_type, firmware, template, template_name = parts
     folder = context.machines_dir / identity
     entry = catalogue().get(image.name) if image else None
     login = image.login if image else ""
@@ -147,6 +164,7 @@ def _assemble(
             login=login,
             password="own" if request.password else "",
             lab=request.lab,
+            wish=request.wish,
             labels=request.labels,
         ),
     )

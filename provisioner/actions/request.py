@@ -26,8 +26,8 @@ class NicRequest(NamedTuple):
 class CreateRequest(NamedTuple):
     """One machine. `image` is NAME[:VERSION], FILE or URL, "" for the default one; `checksum` that of the last two, and
     `insecure` lets a URL go without. `memory` and `disk_size` in bytes, None for what the image wants; `ssh_keys` None
-    for the invoking user's own;
-    `user_data` has several texts where they are of different kinds."""
+    for the invoking user's own; `user_data` has several texts where they are of different kinds; `wish` is what
+    `labs.digests` makes of a lab's words."""
 
     name: str
     nics: tuple[NicRequest, ...]
@@ -51,4 +51,5 @@ class CreateRequest(NamedTuple):
     probe: str = "fast"
     autostart: bool = False
     lab: str = ""
+    wish: str = ""
     labels: tuple[tuple[str, str], ...] = ()

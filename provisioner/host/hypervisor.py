@@ -207,6 +207,30 @@ class Hypervisor:
         found = [found_machine(xml, state) for xml, state in shown]
         return sorted(found, key=lambda machine: machine.name)
 
+    def with_definitions(self) -> list[tuple[FoundMachine, FoundMachine]]:
+        """Every domain as it is now, with whether it starts with the host, and as its definition has it: the same of
+        one that is off, or has none."""
+        from provisioner.model.domain_xml.reading import found_machine
+
+        shown = []
+        off = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
+        with _translated("to list its domains"):
+            connection = self.open()
+            marked = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
+            autostart = {domain.UUIDString() for domain in marked}
+            for domain, facts in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
+                state = facts.get("state.state")
+                with contextlib.suppress(NotFound), _translated("to show a domain"):
+                    xml = domain.XMLDesc()
+                    saved = xml if state in off else domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+                    shown.append((xml, saved, _STATES.get(state, "unknown")))
+        found = []
+        for xml, saved, state in shown:
+            now = found_machine(xml, state)
+            now = now._replace(autostart=now.uuid in autostart)
+            found.append((now, now if saved is xml else found_machine(saved, state)))
+        return found
+
     def find(self, name: str) -> FoundMachine | None:
         """The domain of that name or UUID."""
         if not name.isprintable() and name.encode(errors="replace").decode() != name:
@@ -352,6 +376,13 @@ class Hypervisor:
         """The saved definition's XML, secrets left out."""
         with _translated("to show a definition"):
             return str(self._domain(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+
+    def set_marks(self, uuid: str, name: str, xml: str, namespace: str, *, live: bool) -> None:
+        """Replaces macvm's part of a machine's metadata, in its definition, and where it runs there too."""
+        flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if live else 0)
+        with _translated(f"to change the labels of {name}"):
+            domain = self._domain(uuid)
+            domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, "macvm", namespace, flags)
 
     # NICs
 

@@ -58,6 +58,17 @@ class Networks:
                 first = str(one.given_out.first)
                 db.execute("INSERT INTO pools VALUES (?, ?, ?)", (network.name, str(one.subnet), first))
 
+    def change(self, network: Network) -> None:
+        """All but its parent and its subnets, under which its leases are. Raises Taken as `add` does."""
+        with self._store.change() as db:
+            sql = "SELECT facts FROM networks WHERE parent = ? AND name <> ?"
+            rows = db.execute(sql, (network.parent, network.name))
+            check_disjoint(network, (Network.from_json(row["facts"]) for row in rows))
+            db.execute("UPDATE networks SET facts = ? WHERE name = ?", (network.to_json(), network.name))
+            for one in network.subnets:
+                sql = "UPDATE pools SET next = ? WHERE network = ? AND subnet = ?"
+                db.execute(sql, (str(one.given_out.first), network.name, str(one.subnet)))
+
     def remove(self, name: str) -> None:
         """Gone already is fine. Raises Taken while NICs are on it, naming their holders."""
         with self._store.change() as db:

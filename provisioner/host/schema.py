@@ -88,6 +88,14 @@ MIGRATIONS = (
     ALTER TABLE images ADD COLUMN source TEXT NOT NULL DEFAULT '';
     ALTER TABLE images ADD COLUMN checksum TEXT NOT NULL DEFAULT '';
     """,
+    # `path` is the lab's file, `holder` the command that changes the lab, or did last; `lab_things` are what a lab made
+    # beside its machines, which libvirt knows as its own.
+    """
+    CREATE TABLE labs (
+      name TEXT PRIMARY KEY, path TEXT NOT NULL, holder TEXT NOT NULL, since TEXT NOT NULL) STRICT;
+    CREATE TABLE lab_things (
+      lab TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (kind, name)) STRICT;
+    """,
 )
 
 

@@ -13,13 +13,15 @@ from provisioner.model.names import Mac
 
 
 class Marks(NamedTuple):
-    """macvm's facts about a machine, in the domain's `<metadata>`. `password` is `own` where create was given one."""
+    """macvm's facts about a machine, in the domain's `<metadata>`. `password` is `own` where create was given one;
+    `wish` has digests of what its lab's file said."""
 
     image: str = ""
     base: str = ""
     login: str = ""
     password: str = ""
     lab: str = ""
+    wish: str = ""
     labels: tuple[tuple[str, str], ...] = ()
 
 
@@ -38,7 +40,7 @@ class FoundNic(NamedTuple):
 
 class FoundMachine(NamedTuple):
     """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks.
-    `firmware` is `bios`, `uefi`, or "" where its XML does not show which."""
+    `firmware` is `bios`, `uefi`, or "" where its XML does not show which; `memory` is in bytes."""
 
     name: str
     uuid: str
@@ -48,3 +50,6 @@ class FoundMachine(NamedTuple):
     state: str = "unknown"
     autostart: bool = False
     firmware: str = ""
+    memory: int = 0
+    vcpus: int = 0
+    virt_type: str = ""

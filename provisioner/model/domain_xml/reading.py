@@ -26,7 +26,22 @@ def found_machine(text: str, state: str = "unknown", autostart: bool = False) ->
         state=state,
         autostart=autostart,
         firmware=firmware_of(root),
+        memory=_memory(root),
+        vcpus=_vcpus(root),
+        virt_type=root.get("type", ""),
     )
+
+
+def _memory(root: Element) -> int:
+    """What the guest has, which is less than `<memory>` where somebody took some away. libvirt writes KiB."""
+    found = root.find("currentMemory")
+    found = root.find("memory") if found is None else found
+    return 0 if found is None else int(found.text or 0) * 1024
+
+
+def _vcpus(root: Element) -> int:
+    found = root.find("vcpu")
+    return 0 if found is None else int(found.get("current") or found.text or 0)
 
 
 def firmware_of(root: Element) -> str:
@@ -43,7 +58,7 @@ def _found_marks(mark: Element | None) -> Marks | None:
     if mark is None:
         return None
     labels = tuple((label.get("key", ""), label.text or "") for label in mark.findall(f"{NS}label"))
-    texts = {tag: mark.findtext(NS + tag) or "" for tag in ("image", "base", "login", "password", "lab")}
+    texts = {tag: mark.findtext(NS + tag) or "" for tag in ("image", "base", "login", "password", "lab", "wish")}
     return Marks(labels=labels, **texts)
 
 

@@ -98,13 +98,23 @@ def interface(nic: Nic) -> Element:
 def _fill_marks(root: Element, marks: Marks) -> None:
     metadata = _child(root, "metadata")
     _drop(metadata, f"{NS}machine")
-    mark = etree.SubElement(metadata, f"{NS}machine", nsmap={_PREFIX: NAMESPACE})
-    for tag in ("image", "base", "login", "password", "lab"):
+    metadata.append(_mark(marks))
+
+
+def marks_xml(marks: Marks) -> tuple[str, str]:
+    """macvm's part of a domain's metadata, for libvirt to put into one that is there, and its namespace."""
+    return etree.tostring(_mark(marks), encoding="unicode"), NAMESPACE
+
+
+def _mark(marks: Marks) -> Element:
+    mark = etree.Element(f"{NS}machine", nsmap={_PREFIX: NAMESPACE})
+    for tag in ("image", "base", "login", "password", "lab", "wish"):
         value = getattr(marks, tag)
         if value:
             etree.SubElement(mark, NS + tag).text = value
     for key, value in marks.labels:
         etree.SubElement(mark, f"{NS}label", key=key).text = value
+    return mark
 
 
 def _fill_cpu(root: Element, machine: Machine) -> None:
