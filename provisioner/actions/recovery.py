@@ -24,7 +24,7 @@ GRACE = 60.0
 _FORWARD = ("start", "delete", "detach", "endpoint-delete")
 
 #: What begins the sentence of a row that is still there.
-UNSETTLED = "not settled: "
+UNSETTLED, UNCERTAIN = "not settled: ", "uncertain: "
 
 
 def recover(context: Context) -> list[str]:
@@ -139,7 +139,7 @@ def _settle(context: Context, row: Unfinished, work: Work) -> str:
     what = f"{row.action} {row.machine}, begun {row.began}"
     if _is_uncertain(context, row):
         work.keep_uncertain(context.clock(), context.hypervisor.daemon())
-        return f"uncertain: {what}: libvirt may still carry it out; macvm gc settles it in a minute"
+        return f"{UNCERTAIN}{what}: libvirt may still carry it out; macvm gc settles it in a minute"
     forward = row.action in _FORWARD
     if row.action in ("create", "delete"):
         # Closes the row itself, or leaves it where something remains.

@@ -21,7 +21,7 @@ from provisioner.errors import MacvmError, Unable, Usage
 from provisioner.host import caller, disks
 from provisioner.model.names import printable
 
-_KNOWN_HOSTS = "known_hosts"
+KNOWN_HOSTS = "known_hosts"
 
 #: What stands in a Host line for itself: no blank, no wildcard, no `!`, no comment.
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", re.ASCII)
@@ -78,7 +78,7 @@ def config(context: Context, names: Sequence[str], key: Path | None) -> Config:
             notes.append(f"left out: {said}")
         else:
             own = caller.through_sudo()
-            file = caller.state_folder(_KNOWN_HOSTS) / machine.uuid if own else _known_hosts(context, machine)
+            file = caller.state_folder(KNOWN_HOSTS) / machine.uuid if own else _known_hosts(context, machine)
             targets.append(_target(context, machine, reached.address, file, keys))
     return Config(tuple(targets), tuple(notes))
 
@@ -119,8 +119,8 @@ def _known_hosts(context: Context, machine: MachineView) -> Path:
     assert machine.uuid is not None
     folder = context.machines_dir / machine.uuid
     if os.geteuid() != 0 or not machine.made_by_macvm or not folder.is_dir():
-        return caller.state_folder(_KNOWN_HOSTS) / machine.uuid
-    path = folder / _KNOWN_HOSTS
+        return caller.state_folder(KNOWN_HOSTS) / machine.uuid
+    path = folder / KNOWN_HOSTS
     store = context.reading_store
     if store is None or path not in store.files_of(machine.uuid):
         context.store.own_file(path, machine.uuid)
@@ -130,8 +130,8 @@ def _known_hosts(context: Context, machine: MachineView) -> Path:
 def forget_host_keys(context: Context, uuid: str) -> None:
     """For a guest that makes new ones: ssh would take it for an impostor. The caller's and macvm's own; other users'
     files are theirs."""
-    caller.forget(_KNOWN_HOSTS, uuid)
-    path = context.machines_dir / uuid / _KNOWN_HOSTS
+    caller.forget(KNOWN_HOSTS, uuid)
+    path = context.machines_dir / uuid / KNOWN_HOSTS
     if path in context.store.files_of(uuid):
         disks.remove_file(path, context.state_dir)
         context.store.disown_file(path)

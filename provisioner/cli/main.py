@@ -45,6 +45,7 @@ COMMANDS = {
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),
     "image": ("provisioner.cli.images", "image", "The images that VMs are made from."),
     "gc": ("provisioner.cli.upkeep", "gc", "Finish or undo what was left unfinished."),
+    "purge": ("provisioner.cli.purge", "purge", "Take away all that macvm made on this host."),
     "sandbox": (_SANDBOX, "sandbox", "A KVM host in namespaces, to try things without touching your LAN."),
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from provisioner.errors import Unable
 from provisioner.host.system import invoking_home
+from provisioner.model.names import UUID
 
 
 def through_sudo() -> bool:
@@ -50,11 +51,12 @@ def forget(folder: str, name: str) -> None:
 
 
 def kept(folder: str) -> list[Path]:
-    """The files of a `state_folder`; none where there is no such folder."""
+    """The files of a `state_folder` that are named after a machine's UUID, as ssh writes them and what it puts beside;
+    none where there is no such folder."""
     path = _state_path(folder)
     try:
         with rights():
-            return sorted(one for one in path.iterdir() if one.is_file() or one.is_symlink())
+            return sorted(one for one in path.iterdir() if UUID.fullmatch(one.name.removesuffix(".old")))
     except OSError:
         return []
 

@@ -16,10 +16,10 @@ from typing import NamedTuple
 from provisioner.errors import Unable
 from provisioner.host.locks import LOCK_FILE
 from provisioner.host.store import DATABASE, IMAGES, MACHINES
+from provisioner.model.names import UUID
 
 ENDPOINTS = "endpoints"
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _IMAGE = re.compile(r"[0-9a-f]{64}\.(qcow2|vmlinuz|initrd)")
 #: Of a machine, with what a reset puts beside them for a while, and ssh beside its file.
 _MACHINE = re.compile(r"(disk\.qcow2|seed\.iso|nvram\.fd|known_hosts)(\.new|\.old)?|\.seed\.iso\.new")
@@ -64,7 +64,9 @@ def _look_at_top(state_dir: Path, found: dict[str, list[Path]]) -> None:
         else:
             found["foreign"].append(path)
     found["store"].sort(key=lambda path: (path.name == LOCK_FILE, path.name))
-    found["folders"].append(state_dir)
+    # A link to it, or a mount, is somebody's who wants it there.
+    if not state_dir.is_symlink() and not state_dir.is_mount():
+        found["folders"].append(state_dir)
 
 
 def _look_at_images(folder: Path, found: dict[str, list[Path]]) -> None:
@@ -82,7 +84,7 @@ def _look_at_owned(folder: Path, found: dict[str, list[Path]]) -> None:
     """A folder for each machine, or endpoint."""
     is_machines = folder.name == MACHINES
     for inner, mode in _entries(folder):
-        if not stat.S_ISDIR(mode) or (is_machines and not _UUID.fullmatch(inner.name)):
+        if not stat.S_ISDIR(mode) or (is_machines and not UUID.fullmatch(inner.name)):
             found["foreign"].append(inner)
             continue
         for path, inner_mode in _entries(inner):

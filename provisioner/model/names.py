@@ -14,6 +14,9 @@ SHIM_PREFIX = "mv-"
 DEVICE_PREFIX = "mt-"
 PROBE_PREFIX = "mp-"
 
+#: As libvirt writes it.
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 #: QEMU's own prefix; its second-lowest bit of the first byte says "locally administered" (IEEE 802).

@@ -1,0 +1,31 @@
+"""What of a store is no longer true once all but the machines is taken from the host.
+
+What stays is theirs: their MACs, addresses and files, the networks that these addresses are of, and the images.
+"""
+
+from __future__ import annotations
+
+from provisioner.host.store import Store
+
+#: Who has a slash in its word is an endpoint or a shim.
+_THEIRS = "SELECT network FROM macs WHERE network IS NOT NULL AND owner NOT LIKE '%/%'"
+_UNTRUE = (
+    ("others", "TRUE"),
+    ("shims", "TRUE"),
+    ("heard", "TRUE"),
+    ("conflicts", "TRUE"),
+    ("macs", "owner LIKE '%/%'"),
+    ("networks", f"name NOT IN ({_THEIRS})"),
+)
+
+
+def untrue(store: Store) -> int:
+    """How many entries `prune` would remove."""
+    counts = (store.rows(f"SELECT count(*) FROM {table} WHERE {which}")[0][0] for table, which in _UNTRUE)
+    return sum(counts)
+
+
+def prune(store: Store) -> None:
+    with store.change() as db:
+        for table, which in _UNTRUE:
+            db.execute(f"DELETE FROM {table} WHERE {which}")
