@@ -21,7 +21,7 @@ from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
 from provisioner.errors import MacvmError, PartlyDone, Usage
 from provisioner.host import user_files
-from provisioner.model.machine import DirectBoot
+from provisioner.model.machine import DirectBoot, check_exposure
 from provisioner.model.mode import MacvtapMode
 
 _PATH = click.Path(path_type=Path)
@@ -172,12 +172,8 @@ def _request(
     more = [parameters.parse_nic(text) for text in nics]
     if (initrd or cmdline) and not kernel:
         raise Usage("--initrd and --cmdline need --kernel", "add --kernel FILE")
+    check_exposure(vnc, exposed=vnc_exposed)
     if vnc and vnc.listen not in ("127.0.0.1", "::1"):
-        if not vnc_exposed:
-            raise Usage(
-                f"--vnc={vnc.listen} would show the guest's screen to the network, unencrypted and without a password",
-                "reach 127.0.0.1 through ssh -L, or insist with --vnc-exposed",
-            )
         tell(f"warning: whoever reaches {vnc.listen} sees and controls {name}'s screen")
     return CreateRequest(
         name=name,

@@ -31,6 +31,15 @@ def parse_vnc(text: str) -> Vnc:
     return Vnc(str(address), int(port) if port else None)
 
 
+def check_exposure(vnc: Vnc | None, *, exposed: bool) -> None:
+    """Raises Usage for a screen that others than this host's users would see, where nobody said that they may."""
+    if vnc and vnc.listen not in ("127.0.0.1", "::1") and not exposed:
+        raise Usage(
+            f"--vnc={vnc.listen} would show the guest's screen to the network, unencrypted and without a password",
+            "reach 127.0.0.1 through ssh -L, or insist with --vnc-exposed",
+        )
+
+
 class DirectBoot(NamedTuple):
     """A kernel that QEMU loads itself."""
 

@@ -1,0 +1,45 @@
+"""Mistakes in a lab file: where each one stands, and the error that names them all."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from provisioner.errors import Problems, Usage
+from provisioner.model.names import printable
+
+
+class Place(NamedTuple):
+    """Both count from 1; columns are characters."""
+
+    line: int
+    column: int
+
+
+class Mistake(NamedTuple):
+    place: Place
+    what: str
+    hint: str
+
+
+class LabMistakes(Problems):
+    """A lab file is wrong, as often as there are `problems`: each says `FILE:LINE:COLUMN: what`, and has a hint. As
+    text, a line each."""
+
+    def __init__(self, path: Path, mistakes: Iterable[Mistake]) -> None:
+        self.mistakes = tuple(sorted(set(mistakes)))
+        file = str(path) if str(path).isprintable() else printable(str(path), 200)
+        super().__init__([Usage(f"{file}:{at.line}:{at.column}: {what}", hint) for at, what, hint in self.mistakes])
+        self.message = "\n".join(f"{one.message}; {one.hint}" for one in self.problems)
+
+    def __str__(self) -> str:
+        return self.message
+
+
+def guess(word: str, known: Iterable[str]) -> str:
+    """`did you mean vepa?`, or all that could be meant."""
+    candidates = list(known)
+    near = difflib.get_close_matches(word[:100].lower(), candidates, n=1)
+    return f"did you mean {near[0]}?" if near else f"one of {', '.join(candidates)}"
