@@ -149,7 +149,7 @@ def _remove_link(context: Context, link: Link, store: Store | None) -> None:
     if parent and store and shims.find_shim(parent) == link:
         shims.let_go(context, parent)
     else:
-        links.remove(link)
+        shims.remove(link)
 
 
 def _remove_vlan(link: Link) -> None:

@@ -138,7 +138,7 @@ def reconcile(context: Context, parent: str) -> Outcome:
         elif shim and (guests_behind(context.store, parent) or parent in context.store.others.held()):
             routing.change(shim, ShimSet(), routing.read(shim, routes))
         elif shim:
-            _remove(shim)
+            remove(shim)
         _give_back(context, parent, own)
         return Outcome(unreachable(given, {one.address.packed: guests[one.address.packed] for one in beyond}), foreign)
 
@@ -223,11 +223,12 @@ def let_go(context: Context, parent: Link) -> bool:
         context.store.others.let_go(parent.name)
         shim = find_shim(parent)
         if shim:
-            _remove(shim)
+            remove(shim)
         return shim is not None
 
 
-def _remove(shim: Link) -> None:
+def remove(shim: Link) -> None:
+    """With all that is on it, and its place in a zone of firewalld."""
     from provisioner.host import firewalld  # a shim comes and goes seldom
 
     links.remove(shim)
@@ -318,7 +319,7 @@ def give_way(context: Context, parent: str) -> None:
             hint = "choose another --parent, or delete those machines; macvm shim forget lets go of an address"
             raise Taken(f"{parent} is held by {shim.name}, through which the host reaches {', '.join(users)}", hint)
         if shim:
-            _remove(shim)
+            remove(shim)
 
 
 def release(context: Context, routes: Iterable[GuestRoute]) -> None:

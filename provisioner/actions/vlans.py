@@ -128,7 +128,9 @@ def release(context: Context, parent: str) -> bool:
         return True
     if not _is_ours_alone(context, link):
         return False
-    # The kernel takes the shim away with its parent.
+    shim = shims.find_shim(link)
+    if shim:
+        shims.remove(shim)
     links.remove(link)
     context.store.others.let_go(link.name)
     return True

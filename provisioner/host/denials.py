@@ -46,7 +46,8 @@ def _kernel_log() -> str:
     if size <= 0:
         return ""
     buffer = ctypes.create_string_buffer(size)
-    return buffer.raw[: max(0, syslog(_READ_ALL, buffer, size))].decode(errors="replace")
+    read = syslog(_READ_ALL, buffer, size)
+    return buffer.raw[: max(0, read)].decode(errors="replace")
 
 
 def _audit_log() -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from provisioner.errors import HypervisorFailed
+from provisioner.host import denials
 from provisioner.model.denial import Denial, find_denial, refused_by_helper, unreadable
 
 UUID = "60e8c20c-2814-45fd-9442-3d4507b667e3"
@@ -85,3 +89,23 @@ def test_the_rights_of_files() -> None:
     assert found
     assert found.hint.endswith("namei -l /root/k")
     assert unreadable("No space left on device") is None
+
+
+def test_an_error_that_nothing_explains_stays() -> None:
+    error = HypervisorFailed("libvirt refused to start web1: no", "journalctl")
+    denials.explain(error, UUID, NOW, lambda: "")
+    assert (error.message, error.hint) == ("libvirt refused to start web1: no", "journalctl")
+
+
+def test_the_audit_log_explains_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    log = tmp_path / "audit.log"
+    log.write_text("x" * (1 << 19) + "\n" + SELINUX.format(access="read"))
+    monkeypatch.setattr(denials, "_AUDIT_LOG", log)
+    error = HypervisorFailed("libvirt refused to start web1: Permission denied", "journalctl")
+    denials.explain(error, UUID, NOW + 1, lambda: "")
+    assert error.message.startswith("libvirt refused to start web1: Permission denied: SELinux does not let its guest")
+    assert error.hint.startswith("semanage fcontext")
+
+
+def test_the_kernel_s_log_is_text() -> None:
+    assert "\0" not in denials._kernel_log()
