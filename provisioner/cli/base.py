@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from provisioner.errors import MacvmError
+
 if TYPE_CHECKING:
     from provisioner.context import Options
 
@@ -37,12 +39,29 @@ def _global_options() -> list[click.Option]:
     ]
 
 
+def _path(ctx: click.Context) -> tuple[str, ...]:
+    """The command's words, without the program's own."""
+    return (*_path(ctx.parent), str(ctx.info_name)) if ctx.parent else ()
+
+
 class Command(click.Command):
     """A command that takes the global options too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.params.extend(_global_options())
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, list(args))
+        except (click.UsageError, MacvmError):
+            from provisioner.cli import habits
+
+            meant = habits.options(_path(ctx), args, self)
+            if meant == args:
+                raise
+        ctx.params.clear()
+        return super().parse_args(ctx, meant)
 
 
 class Group(click.Group):
@@ -72,16 +91,39 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        unknown: click.UsageError | None = None
         try:
-            return super().resolve_command(ctx, args)
+            found = super().resolve_command(ctx, args)
+            if found[1] is not None:
+                return found
         except click.UsageError as error:
-            import difflib
+            unknown = error
+        from provisioner.cli import habits
 
-            near = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
-            hint = (
-                f"did you mean `{ctx.command_path} {near[0]}`?" if near else f"`{ctx.command_path} --help` lists them"
-            )
-            raise Hinted(f"no such command: {args[0]}", hint, ctx) from error
+        try:
+            meant = habits.command(_path(ctx), args, self.list_commands(ctx))
+        except Hinted:
+            if unknown is None:  # completion, which is quiet
+                return found
+            raise
+        if meant:
+            return super().resolve_command(ctx, meant)
+        if unknown is None:
+            return found
+        raise Hinted(f"no such command: {args[0]}", self._near(ctx, args[0]), ctx) from unknown
+
+    def _near(self, ctx: click.Context, word: str) -> str:
+        """What may be meant by a word that is no command."""
+        import difflib
+
+        near = difflib.get_close_matches(word, self.list_commands(ctx), n=1)
+        for name in () if near else self.list_commands(ctx):
+            noun = self.get_command(ctx, name)
+            if isinstance(noun, Group) and word in noun.list_commands(ctx):
+                near.append(f"{name} {word}")
+        if near:
+            return f"did you mean `{ctx.command_path} {near[0]}`?"
+        return f"`{ctx.command_path} --help` lists them"
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = [(name, help_line) for name, (_, _, help_line) in self.lazy.items()]

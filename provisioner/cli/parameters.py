@@ -99,6 +99,8 @@ def _one_network(_: click.Context, __: click.Parameter, given: Sequence[str]) ->
     if len(given) > 1:
         shown = " and ".join(map(printable, given[:3]))
         raise Usage(f"--network is given more than once: {shown}", "one NIC is on one network: nic attach adds another")
+    if given and "=" in given[0]:
+        raise Usage(f"--network {printable(given[0])} is no network's name", "--nic takes such words")
     return given[0] if given else None
 
 
