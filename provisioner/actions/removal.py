@@ -14,7 +14,7 @@ from provisioner.actions import passthrough, shims
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone
-from provisioner.host import disks
+from provisioner.host import disks, seeds
 from provisioner.host.journal import Work
 
 #: Where a machine's serial log may lie; virtlogd writes nowhere else.
@@ -57,7 +57,9 @@ def remove_files(context: Context, uuid: str, *, keep_disks: bool = False) -> li
         if keep_disks and path.suffix == ".qcow2":
             kept.append(path)
         else:
-            disks.remove_file(path, LOG_DIR if path.parent == LOG_DIR else context.state_dir)
+            beside = seeds.left_beside(path) if path.suffix == ".iso" else []
+            for file in (path, *beside):
+                disks.remove_file(file, LOG_DIR if path.parent == LOG_DIR else context.state_dir)
         context.store.disown_file(path)
     folder = context.machines_dir / uuid
     if folder.is_dir() and not any(folder.iterdir()):

@@ -14,6 +14,9 @@ from typing import Any
 from provisioner.errors import MacvmError, NotFound, Unable
 from provisioner.model.seed import VOLUME_LABEL
 
+#: A seed's length is a multiple of this: QEMU knows the length that a file had when it was opened.
+_ROOM = 1 << 20
+
 #: 1980-01-01: every date on the volume, so that the same texts give the same bytes.
 _EPOCH = 315532800.0
 
@@ -24,6 +27,7 @@ def write_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(image)
+        file.truncate(-(-len(image) // _ROOM) * _ROOM)
         os.fchown(file.fileno(), *owner)
 
 
@@ -56,14 +60,33 @@ def _import() -> Any:
 
 
 def replace_seed(path: Path, files: Mapping[str, bytes], owner: tuple[int, int]) -> None:
-    """Puts a new seed in the place of an old one, whole or not at all; a guest that runs goes on seeing the old one."""
-    new = path.with_name(f".{path.name}.new")
-    new.unlink(missing_ok=True)
-    try:
-        write_seed(new, files, owner)
+    """Puts a new seed in the place of an old one; a guest that runs finds it when it boots again by itself.
+
+    For that it is the same file: QEMU has it open, and `virsh change-media` does nothing where the path is the same.
+    The new one lies beside it until it is written, and is what counts meanwhile: killed in between, the next change
+    goes on.
+    """
+    begun, new = path.with_name(f".{path.name}.begun"), _waiting(path)
+    begun.unlink(missing_ok=True)
+    write_seed(begun, files, owner)
+    begun.rename(new)
+    if path.is_symlink() or not path.exists() or path.stat().st_size != new.stat().st_size:
         new.rename(path)
-    finally:
-        new.unlink(missing_ok=True)
+        return
+    with path.open("r+b") as old:
+        old.write(new.read_bytes())
+        os.fsync(old.fileno())
+    new.unlink()
+
+
+def _waiting(path: Path) -> Path:
+    """Where a new seed is that is complete, and may not be in its place yet."""
+    return path.with_name(f".{path.name}.new")
+
+
+def left_beside(path: Path) -> list[Path]:
+    """What a macvm that was killed may have left of a new seed."""
+    return [one for one in (path.with_name(f".{path.name}.begun"), _waiting(path)) if one.exists()]
 
 
 class SeedReader:
@@ -96,7 +119,7 @@ def read_seed(path: Path) -> dict[str, bytes]:
     if not path.is_file():
         raise NotFound(f"there is no seed {path}", "it was removed behind macvm's back")
     try:
-        return _read(path)
+        return _read(_waiting(path) if _waiting(path).exists() else path)
     except (PyCdlibException, struct.error, IndexError, ValueError) as error:
         # QEMU's user can write to it, and the reader trusts every number in it.
         raise Unable(f"the seed {path} is damaged: {error}", "a machine that is created anew has a new one") from error

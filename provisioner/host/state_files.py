@@ -22,7 +22,7 @@ ENDPOINTS = "endpoints"
 
 _IMAGE = re.compile(r"[0-9a-f]{64}\.(qcow2|vmlinuz|initrd)")
 #: Of a machine, with what a reset puts beside them for a while, and ssh beside its file.
-_MACHINE = re.compile(r"(disk\.qcow2|seed\.iso|nvram\.fd|known_hosts)(\.new|\.old)?|\.seed\.iso\.new")
+_MACHINE = re.compile(r"(disk\.qcow2|seed\.iso|nvram\.fd|known_hosts)(\.new|\.old)?|\.seed\.iso\.(new|begun)")
 #: Downloads, imports and builds that have not come to their end.
 _PART = re.compile(r"\.(part|pull|unpack|build)-.+")
 #: With the copies that a change of the schema leaves. The store itself goes before what SQLite keeps beside it.

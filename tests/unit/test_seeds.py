@@ -65,6 +65,41 @@ def test_only_its_owner_may_read_a_seed(tmp_path: Path, as_root: None) -> None:
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o600, 65534, 65534)
 
 
+def test_a_guest_that_has_the_seed_open_sees_the_new_one(tmp_path: Path) -> None:
+    path, owner = tmp_path / "seed.iso", (os.getuid(), os.getgid())
+    seeds.write_seed(path, {"meta-data": b"old"}, owner)
+    with path.open("rb") as opened:
+        before = opened.read()
+        seeds.replace_seed(path, {"meta-data": b"new", "network-config": b"n" * 200_000}, owner)
+        opened.seek(0)
+        after = opened.read()
+    assert len(after) == len(before)
+    (tmp_path / "seen.iso").write_bytes(after)
+    assert read_iso(tmp_path / "seen.iso") == {"meta-data": b"new", "network-config": b"n" * 200_000}
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["seed.iso", "seen.iso"]
+
+
+def test_a_seed_that_needs_more_room_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
+    path, owner = tmp_path / "seed.iso", (os.getuid(), os.getgid())
+    seeds.write_seed(path, {"meta-data": b"old"}, owner)
+    seeds.replace_seed(path, {"meta-data": b"n" * 1_500_000}, owner)
+    assert read_iso(path) == {"meta-data": b"n" * 1_500_000}
+    assert [one.name for one in tmp_path.iterdir()] == ["seed.iso"]
+
+
+def test_a_seed_that_was_being_written_when_macvm_was_killed_is_gone_on_with(tmp_path: Path) -> None:
+    path, owner = tmp_path / "seed.iso", (os.getuid(), os.getgid())
+    seeds.write_seed(path, {"meta-data": b"old"}, owner)
+    seeds.write_seed(tmp_path / ".seed.iso.new", {"meta-data": b"new"}, owner)
+    with path.open("r+b") as torn:
+        torn.write(bytes(40_000))
+    assert seeds.read_seed(path) == {"meta-data": b"new"}
+    (tmp_path / ".seed.iso.begun").write_bytes(b"half")
+    seeds.replace_seed(path, seeds.read_seed(path), owner)
+    assert read_iso(path) == {"meta-data": b"new"}
+    assert [one.name for one in tmp_path.iterdir()] == ["seed.iso"]
+
+
 def test_a_seed_is_never_written_over_or_through_anything(tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(b"untouched")
