@@ -31,7 +31,9 @@ def closed(parent: str, shim: str) -> list[FirewallView]:
         reason = f"{shim} is in firewalld's zone {firewalld.zone(shim)}, and {parent} in {zone}"
         found.append(FirewallView(reason, f"firewall-cmd --zone={zone} --change-interface={shim}"))
     with suppress(MacvmError, ValueError):
-        for chain in closed_to(json.loads(run(["nft", "-j", "list", "ruleset"])), parent, shim):
+        # Some hosts have hundreds of thousands of rules, and nobody is to wait for them here.
+        ruleset = json.loads(run(["nft", "-j", "list", "ruleset"], timeout=5))
+        for chain in closed_to(ruleset, parent, shim):
             reason = f"the chain {chain.chain} of nftables drops what comes in by {shim}, and not by {parent}"
             found.append(FirewallView(reason, chain.rule))
     return found

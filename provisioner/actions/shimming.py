@@ -43,7 +43,8 @@ class UnreachedView(NamedTuple):
 
 
 class ShimView(NamedTuple):
-    """`shim` and `mac` are None where there is no shim on the parent."""
+    """`shim` and `mac` are None where there is no shim on the parent. `firewall` is what this host's own firewall keeps
+    from coming in by the shim, though not by the parent."""
 
     parent: str
     shim: str | None
