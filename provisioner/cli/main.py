@@ -43,6 +43,7 @@ COMMANDS = {
     "shim": ("provisioner.cli.shims", "shim", "The host's own way to the guests behind a parent."),
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),
+    "lab": ("provisioner.cli.labs", "lab", "Many VMs from one file."),
     "image": ("provisioner.cli.images", "image", "The images that VMs are made from."),
     "gc": ("provisioner.cli.upkeep", "gc", "Finish or undo what was left unfinished."),
     "purge": ("provisioner.cli.purge", "purge", "Take away all that macvm made on this host."),

@@ -28,6 +28,9 @@ from provisioner.model.nic import Address, check_mtu
 
 Location = tuple[str | int, ...]
 
+#: Of one lab; more than a host can have, and few enough that a slip of the finger is said at once.
+MOST_MACHINES = 4096
+
 
 class Builder:
     """`tree` is the whole file, `form` what of it is right by itself; `folder` is where its paths begin."""
@@ -63,17 +66,19 @@ class Builder:
         return Network(name, form.parent, mode, tuple(subnets), reserved, form.dns, form.mtu, form.shim)
 
     def machines(self) -> tuple[CreateRequest, ...]:
-        made: list[CreateRequest] = []
+        made: list[tuple[str, CreateRequest]] = []
+        if not self._check_counts():
+            return ()
         for name, own in self._form.vms.items():
             form = _merged(own, self._form.defaults)
             with self._checking("vms", name):
                 request = self._machine(name, own, form)
                 with self._checking(*self._where(name, own, "count")):
                     several = [request] if form.count is None else numbered(request, form.count)
-                    made += several
+                    made += ((name, one) for one in several)
                     self._check_taken(("vms", name), own, several)
-        self._check_names()
-        return tuple(made)
+        self._check_names(made)
+        return tuple(request for _, request in made)
 
     def _where(self, name: str, own: VmForm, key: str) -> Location:
         """A key of a VM's, which may stand among the defaults."""
@@ -174,15 +179,25 @@ class Builder:
             made[form.parent] = ShimWish(form.parent, form.to)
         return tuple(made.values())
 
-    def _check_names(self) -> None:
+    def _check_counts(self) -> bool:
+        """Whether there are few enough machines to look at each."""
+        total = 0
+        for name, form in self._form.vms.items():
+            total += _merged(form, self._form.defaults).count or 1
+            if total > MOST_MACHINES:
+                what = f"this makes more than {MOST_MACHINES} VMs"
+                self._complain(self._where(name, form, "count"), what, "make fewer, or several labs")
+                return False
+        return True
+
+    def _check_names(self, made: list[tuple[str, CreateRequest]]) -> None:
         """Machines, also those that `count` numbers, and endpoints share their names."""
         taken = dict.fromkeys(self._form.endpoints, "an endpoint")
-        counts = {name: _merged(form, self._form.defaults).count for name, form in self._form.vms.items()}
-        for name, count in counts.items():
-            for made in [name] if count is None else [f"{name}-{number + 1}" for number in range(count)]:
-                if made in taken:
-                    self._complain(("vms", name, "[key]"), f"the name {made} is {taken[made]}'s", "choose another")
-                taken[made] = f"the VM {name}"
+        for key, request in made:
+            if request.name in taken:
+                what = f"the name {request.name} is that of {taken[request.name]} already"
+                self._complain(("vms", key, "[key]"), what, "choose another")
+            taken[request.name] = "a VM"
 
     def _check_taken(self, where: Location, form: Any, requests: list[Any]) -> None:
         """One holder for each MAC, and for each address of one parent."""

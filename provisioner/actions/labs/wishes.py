@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,3 +30,13 @@ class Lab(NamedTuple):
     machines: tuple[CreateRequest, ...] = ()
     endpoints: tuple[EndpointRequest, ...] = ()
     shims: tuple[ShimWish, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path | str, environment: Mapping[str, str] | None = None) -> Lab:
+        """A lab from its file; `environment`, where it is given, is where variables are taken from instead.
+
+        Raises LabMistakes with all that is wrong in the file, and Usage where it cannot be read.
+        """
+        from provisioner.actions.labs.file import load
+
+        return load(Path(path), os.environ if environment is None else environment)
