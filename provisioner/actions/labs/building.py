@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.image_sources import is_elsewhere
+from provisioner.actions.labs.files import Files
 from provisioner.actions.labs.forms import EndpointForm, LabForm, NetworkForm, NicForm, VmForm
 from provisioner.actions.labs.mistakes import Mistake, guess
 from provisioner.actions.labs.tree import Items, Table, Text, find
@@ -17,8 +18,6 @@ from provisioner.actions.labs.words import in_file_words
 from provisioner.actions.machines import numbered
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.errors import MacvmError
-from provisioner.host.system import invoking_home
-from provisioner.host.user_files import read_keys, read_user_data
 from provisioner.model.endpoint import check_mode
 from provisioner.model.machine import DirectBoot, check_exposure
 from provisioner.model.mode import MacvtapMode
@@ -33,11 +32,10 @@ MOST_MACHINES = 4096
 
 
 class Builder:
-    """`tree` is the whole file, `form` what of it is right by itself; `folder` is where its paths begin."""
+    """`tree` is the whole file, `form` what of it is right by itself."""
 
-    def __init__(self, lab: str, folder: Path, tree: Table, form: LabForm, mistakes: list[Mistake]) -> None:
-        self._lab, self._folder, self._tree, self._form, self._mistakes = lab, folder, tree, form, mistakes
-        self._read: dict[tuple[bool, Path], tuple[Any, ...]] = {}
+    def __init__(self, lab: str, files: Files, tree: Table, form: LabForm, mistakes: list[Mistake]) -> None:
+        self._lab, self._files, self._tree, self._form, self._mistakes = lab, files, tree, form, mistakes
         self._macs: dict[Mac, str] = {}
         self._addresses: dict[tuple[str, Address], str] = {}
 
@@ -88,8 +86,7 @@ class Builder:
         image, checksum = self._image(name, own, form)
         boot = None
         if form.kernel:
-            initrd = self._path(form.initrd) if form.initrd else None
-            boot = DirectBoot(self._path(form.kernel), initrd, form.cmdline)
+            boot = DirectBoot(form.kernel, form.initrd, form.cmdline)
         elif form.initrd or form.cmdline:
             key = "initrd" if form.initrd else "cmdline"
             self._complain(self._where(name, own, key), f"{key} needs a kernel", "add kernel: FILE")
@@ -104,10 +101,10 @@ class Builder:
             memory=form.memory,
             vcpus=form.vcpus,
             disk_size=form.disk,
-            ssh_keys=self._files(name, own, form, "ssh_keys") if "ssh_keys" in form.model_fields_set else None,
-            user_data=self._files(name, own, form, "user_data"),
+            ssh_keys=tuple(chain(*form.ssh_keys)) if "ssh_keys" in form.model_fields_set else None,
+            user_data=tuple(chain(*form.user_data)),
             password=form.password,
-            template=self._path(form.template) if form.template else None,
+            template=form.template,
             virt_type=form.virt_type,
             firmware=form.firmware or None,
             boot=boot,
@@ -130,24 +127,9 @@ class Builder:
                 self._complain(self._where(name, own, "checksum"), what, "leave this one out")
             image, checksum = named.source, named.checksum
         if is_elsewhere(image) and "://" not in image:
-            image = str(self._path(Path(image)))
+            with self._checking(*self._where(name, own, "image")):
+                image = str(self._files.path(image))
         return image, checksum
-
-    def _files(self, name: str, own: VmForm, form: VmForm, key: str) -> tuple[Any, ...]:
-        """What stands in the files that a key names. Each is read once."""
-        where, found = self._where(name, own, key), list[Any]()
-        for number, given in enumerate(getattr(form, key)):
-            path, is_key = self._path(given), key == "ssh_keys"
-            with self._checking(*where, number):
-                if (is_key, path) not in self._read:
-                    self._read[is_key, path] = read_keys([path]) if is_key else read_user_data([path])
-                found += self._read[is_key, path]
-        return tuple(found)
-
-    def _path(self, path: Path) -> Path:
-        """From the lab file's folder, or the home of who called."""
-        home = path.parts[:1] == ("~",)
-        return invoking_home().joinpath(*path.parts[1:]) if home else self._folder / path
 
     def _nic(self, form: NicForm) -> NicRequest:
         told, bare = self._form.defaults, not (form.network or form.libvirt)
@@ -222,7 +204,8 @@ class Builder:
         known = self._tree.get("networks")
         names = list(known) if isinstance(known, Table) else []
         for where in _wired(self._tree):
-            _, name = find(self._tree, (*where, "network"))
+            _, wired = find(self._tree, where)
+            name = wired.get("network") if isinstance(wired, Table) else None
             if not isinstance(name, Text) or name.broken or name in names:
                 continue
             what = f"there is no network {name.written or printable(name)} in the file"

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from provisioner.actions.labs.building import Builder
+from provisioner.actions.labs.files import Files
 from provisioner.actions.labs.forms import (
     DefaultsForm,
     EndpointForm,
@@ -54,10 +55,11 @@ def parse(data: bytes, path: Path, environment: Mapping[str, str]) -> Lab:
     """The lab that stands in `data`, as if it stood in the file `path`. Raises LabMistakes."""
     mistakes: list[Mistake] = []
     tree = read_tree(data, environment, mistakes)
-    form = _validate(tree, mistakes)
     folder = path.absolute().parent
+    files = Files(folder)
+    form = _validate(tree, files, mistakes)
     name = form.lab or _folder_name(folder, tree, mistakes)
-    builder = Builder(name, folder, tree, form, mistakes)
+    builder = Builder(name, files, tree, form, mistakes)
     builder.check_networks()
     networks, machines, endpoints = builder.networks(), builder.machines(), builder.endpoints()
     shims = builder.shims()
@@ -77,10 +79,10 @@ def _folder_name(folder: Path, tree: Table, mistakes: list[Mistake]) -> str:
         return "lab"
 
 
-def _validate(tree: Table, mistakes: list[Mistake]) -> LabForm:
+def _validate(tree: Table, files: Files, mistakes: list[Mistake]) -> LabForm:
     """What of a file is right by itself: where an entry of a section is wrong, the others are still looked at."""
     try:
-        return LabForm.model_validate(tree)
+        return LabForm.model_validate(tree, context=files)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
     rest: dict[str, Any] = dict(tree)
@@ -94,7 +96,7 @@ def _validate(tree: Table, mistakes: list[Mistake]) -> LabForm:
             rest[str(location[0])] = {key: entry for key, entry in section.items() if key != location[1]}
         elif location:
             rest.pop(str(location[0]), None)
-    return LabForm.model_validate(rest)
+    return LabForm.model_validate(rest, context=files)
 
 
 def _mistake(place: Any, node: object, location: Sequence[str | int], error: Any) -> Mistake:

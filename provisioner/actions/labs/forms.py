@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from provisioner.actions.labs.words import Several, Short, Word, choice, from_usage, mistake, quoted_mac
+from provisioner.actions.labs.files import Files
+from provisioner.actions.labs.words import FileWord, Several, Short, Word, choice, from_usage, mistake, quoted_mac
 from provisioner.errors import Usage
 from provisioner.model.checksum import parse_checksum
 from provisioner.model.endpoint import IpvlanMode, MacvlanMode
@@ -72,7 +73,6 @@ def _label_value(text: str) -> str:
 
 
 _MAC = Word("a MAC address", quoted_mac(Mac.parse), _STRING)
-_FILE = Word("the name of a file", lambda text: Path(_text(text)), _STRING)
 _ADDRESS = Word("an address", parse_address, _STRING)
 _NAME_PATTERN = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
 
@@ -82,7 +82,8 @@ Flag = Annotated[bool, Word("true or false", _flag, {"type": "boolean"}, ("true"
 Number = Annotated[int, Word("a number", _number, {"type": "integer", "minimum": 1})]
 Ip = Annotated[str, Word("an address with its length, auto, dhcp or none", _ip, _STRING)]
 MacWord = Annotated[Mac, _MAC]
-File = Annotated[Path, _FILE]
+Keys = Annotated[tuple[str, ...], FileWord("a file of public keys", Files.keys)]
+UserData = Annotated[tuple[bytes, ...], FileWord("a file of user-data", Files.user_data)]
 AddressWord = Annotated[Address, _ADDRESS]
 SubnetWord = Annotated[AnyNetwork, Word("a subnet", parse_subnet, _STRING)]
 ToWord = Annotated[To, Word("an address, an address with its MAC, or a block", parse_to, _STRING)]
@@ -108,7 +109,7 @@ AnyMode = Annotated[
 Ipvlan = Annotated[IpvlanMode | None, Word("a mode of an ipvlan", _ipvlan, {"enum": ["l2", "l3"]}, ("l2", "l3"))]
 OneMac = Annotated[Mac | None, _MAC]
 Mtu = Annotated[int | None, Word("an MTU", parse_mtu, {"type": "integer", "minimum": 68, "maximum": 65535})]
-OneFile = Annotated[Path | None, _FILE]
+OneFile = Annotated[Path | None, FileWord("a file", Files.path)]
 OneAddress = Annotated[Address | None, _ADDRESS]
 OneRange = Annotated[Range | None, Word("a range of addresses", parse_range, _STRING)]
 Screen = Annotated[Vnc | None, Word("true, or an address and a port", _vnc, {"type": ["boolean", "string"]})]
@@ -192,8 +193,8 @@ class VmForm(Form):
     vcpus: Number = _says("Virtual CPUs.", 1)
     disk: Disk = _says("Size of the disk, in GiB, or 10G; default: the image's.")
     nics: tuple[NicForm, ...] = _says("Default: one on the default parent.", ())
-    user_data: Annotated[tuple[File, ...], Several()] = _says("Files for the guest's first boot.", ())
-    ssh_keys: Annotated[tuple[File, ...], Several()] = _says("Public key files; default: your own.", ())
+    user_data: Annotated[tuple[UserData, ...], Several()] = _says("Files for the guest's first boot.", ())
+    ssh_keys: Annotated[tuple[Keys, ...], Several()] = _says("Public key files; default: your own.", ())
     password: Words = _says("For the image's login, best as ${VARIABLE}; only its hash reaches the guest.", "")
     template: OneFile = _says("A libvirt domain of yours to start from.")
     firmware: Firmware = _says("What it boots with; default: the image's, else bios.", "")

@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationInfo
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from provisioner.actions.labs.files import Files
 from provisioner.actions.labs.mistakes import guess
 from provisioner.actions.labs.tree import Items, Table, Text
 from provisioner.errors import Usage
@@ -49,10 +50,13 @@ class Word:
         return dict(self.schema)
 
     def _validate(self, value: object) -> object:
+        return self._validate_by(self.read, value)
+
+    def _validate_by(self, read: Callable[[str], object], value: object) -> object:
         if not isinstance(value, str):
             raise mistake(f"{_kind(value)} stands where {self.what} belongs", self._expected())
         try:
-            return self.read(value)
+            return read(value)
         except Usage as error:
             if isinstance(value, Text) and value.written:
                 what = f"what {value.written} stands for is not {self.what}"
@@ -67,6 +71,20 @@ class Word:
 
 def _kind(value: object) -> str:
     return {Items: "a list", Table: "a mapping", type(None): "nothing"}.get(type(value), "something else")
+
+
+class FileWord(Word):
+    """Annotates what a file that the lab names is read to. `read` takes the lab's Files too."""
+
+    def __init__(self, what: str, read: Callable[[Files, str], object]) -> None:
+        super().__init__(what, str, {"type": "string"})
+        self._read_from = read
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(self._validate_in)
+
+    def _validate_in(self, value: object, info: ValidationInfo[Files]) -> object:
+        return self._validate_by(lambda text: self._read_from(info.context, text), value)
 
 
 def choice(what: str, known: Iterable[str]) -> Word:
