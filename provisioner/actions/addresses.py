@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 def look_at(context: Context, name: str) -> Segment:
     """Raises NotFound."""
-    return segment_of(get_network(context, name))
+    return segment_of(get_network(context, name))._replace(promised=context.promised)
 
 
 def get_network(context: Context, name: str) -> Network:
