@@ -133,7 +133,7 @@ make uninstall </dev/null 2>&1 | grep -o "stays, as .*"
 make uninstall PURGE=--yes >/dev/null 2>&1
 ip -br link | grep -c mv-eth0
 find /var/lib/macvm -mindepth 1
-find /etc /run/netns -name "*macvm*"
+find /etc /run/netns -type f -name "*macvm*"
 """
 
 
