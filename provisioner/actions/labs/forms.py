@@ -292,5 +292,7 @@ def _terse(schema: Any) -> Any:
         return schema
     if "patternProperties" in schema:
         schema = {**schema, "additionalProperties": False}
+    if len(schema.get("allOf", ())) == 1:  # pydantic before 2.10, around a $ref
+        schema = {**schema["allOf"][0], **{key: one for key, one in schema.items() if key != "allOf"}}
     empty = "default" in schema and schema["default"] in (None, "", [], {})
     return {key: _terse(one) for key, one in schema.items() if key != "title" and not (key == "default" and empty)}
