@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import click
 
@@ -15,14 +16,15 @@ from provisioner.cli import render, words
 from provisioner.cli.base import Command, options_of
 from provisioner.cli.completion import machine_names
 from provisioner.cli.run import changing, confirm, looking, tell
+from provisioner.cli.selecting import machines_chosen
 from provisioner.context import load_settings
 from provisioner.errors import Usage
 from provisioner.host.commands import missing_tool
 
 
-def _names_and_dry_run(function: click.decorators.FC) -> click.decorators.FC:
+def _names_and_dry_run(function: Callable[..., Any]) -> Callable[..., Any]:
     function = click.option("--dry-run", is_flag=True, help="Show what would be done, and do nothing.")(function)
-    return click.argument("names", nargs=-1, required=True, metavar="NAME…", shell_complete=machine_names)(function)
+    return machines_chosen(function)
 
 
 def _done(names: Sequence[str], word: str) -> None:

@@ -8,10 +8,11 @@ import click
 
 from provisioner.actions import views
 from provisioner.actions.views import MachineView, NicView
-from provisioner.cli import render, words
+from provisioner.cli import render
 from provisioner.cli.base import Command
 from provisioner.cli.completion import machine_names
 from provisioner.cli.run import looking
+from provisioner.cli.selecting import select_options
 
 
 def mode_text(nic: NicView) -> str:
@@ -52,8 +53,7 @@ def print_machine(machine: MachineView) -> None:
 
 @click.command("list", cls=Command)
 @click.argument("globs", nargs=-1, metavar="[GLOB]…", shell_complete=machine_names)
-@click.option("--lab", metavar="L", help="Only this lab's.")
-@click.option("-l", "--label", "labels", multiple=True, type=words.LABEL, help="Only those with this label.")
+@select_options
 def list_(globs: Sequence[str], lab: str | None, labels: Sequence[tuple[str, str]]) -> None:
     """List VMs with their NICs and addresses, whoever made them, and endpoints after them."""
     with looking() as (context, options):
