@@ -14,7 +14,8 @@ SYSTEM_PACKAGES = \
   iproute2 iputils-ping dnsmasq-base openssl openssh-client tcpdump util-linux procps curl sqlite3 systemd \
   linux-image-amd64 busybox-static syslinux syslinux-common mtools dosfstools cpio zstd kmod \
   ovmf systemd-boot-efi binutils mmdebstrap e2fsprogs dhcpcd-base \
-  apparmor nftables dbus python3-dbus python3-gi
+  apparmor nftables dbus python3-dbus python3-gi \
+  debhelper dh-python python3-hatchling python3-pip python3-libvirt python3-lxml
 
 .PHONY: help setup packages test check demo bench sweep install uninstall wheel deb clean
 

@@ -56,10 +56,13 @@ class Places:
         self.manifest = self.home / "manifest"
         self.program = prefix / "bin" / "macvm"
         self.man = share / "man" / "man1"
+        # fish looks into /usr/local only where XDG_DATA_DIRS names it.
+        is_local = prefix == Path("/usr/local")
+        fish = Path("/etc/fish/completions") if is_local else share / "fish" / "vendor_completions.d"
         self.completions = {
             "bash": share / "bash-completion" / "completions" / "macvm",
             "zsh": share / "zsh" / "site-functions" / "_macvm",
-            "fish": share / "fish" / "vendor_completions.d" / "macvm.fish",
+            "fish": fish / "macvm.fish",
         }
 
     def staged(self, path: Path) -> Path:
@@ -92,13 +95,14 @@ def install(places: Places) -> None:
     old_files, old_folders = places.noted()
     home = places.staged(places.home)
     made = places.missing(places.home.parent)
+    _refuse_foreign(places, old_files, [places.home, places.program, *places.completions.values()])
     try:
         home.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".macvm-", dir=home.parent) as folder:
             work = Path(folder)
             new = _build(places, work)
             extras = _extras(places, new, work)
-            _refuse_foreign(places, old_files, [places.home, *extras])
+            _refuse_foreign(places, old_files, extras)
             inside = [(places.home / path.relative_to(new), path.is_dir()) for path in new.rglob("*")]
             files = {*extras, places.manifest, *(path for path, is_folder in inside if not is_folder)}
             made += [path for extra in extras for path in places.missing(extra.parent)]
@@ -106,7 +110,8 @@ def install(places: Places) -> None:
             lines = [*sorted(map(str, files)), *sorted(f"{path}/" for path in folders)]
             (new / places.manifest.name).write_text("\n".join(lines) + "\n")
             if home.exists():
-                home.rename(work / "old")
+                # Not a rename: where it comes from a container's image there is none.
+                shutil.move(home, work / "old")
             new.rename(home)
             for path, source in extras.items():
                 places.staged(path).parent.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,7 @@ from provisioner.model.names import printable
 
 if TYPE_CHECKING:
     from provisioner.host.journal import Journal
+    from provisioner.model.nic import Address
 
 CONFIG = Path("/etc/macvm/config.toml")
 
@@ -97,7 +98,8 @@ class Context:
     """What an action works with.
 
     `say` tells progress to whoever waits; `checkpoint` is called at each step's boundary with its name, for tests to
-    stop there; `clock` is this boot's monotonic time in seconds.
+    stop there; `clock` is this boot's monotonic time in seconds; `promised` are addresses that networks give to those
+    alone who ask for them by name.
     """
 
     settings: Settings
@@ -105,6 +107,7 @@ class Context:
     say: Callable[[str], None] = _nothing
     checkpoint: Callable[[str], None] = _nothing
     clock: Callable[[], float] = time.monotonic
+    promised: frozenset[Address] = frozenset()
     _opened: list[Store] = field(default_factory=list)
 
     @property

@@ -38,7 +38,7 @@ class Segment(NamedTuple):
 
 def look_at(context: Context, name: str) -> Segment:
     """Raises NotFound."""
-    return segment_of(get_network(context, name))
+    return segment_of(get_network(context, name))._replace(promised=context.promised)
 
 
 def get_network(context: Context, name: str) -> Network:
@@ -104,23 +104,9 @@ def _gateway(segment: Segment, interface: Interface) -> Address | None:
 
 def _checked(segment: Segment, interface: Interface) -> Interface:
     """A given address against the pool: in a subnet, in its range, and kept for nobody."""
-    network, address = segment.network, interface.ip
-    subnet = network.subnet_of(address)
-    if subnet is None:
-        there = ", ".join(str(one.subnet) for one in network.subnets)
-        raise Usage(f"{address} is in no subnet of the network {network.name} ({there})", "choose another with --ip")
-    given = interface.network.prefixlen
-    if given not in (interface.max_prefixlen, subnet.subnet.prefixlen):
-        raise Usage(
-            f"{interface} does not fit {subnet.subnet} of {network.name}", f"leave the length out: --ip {address}"
-        )
-    kept = network.reserved_name(address)
-    if kept:
-        raise Taken(f"{address} is kept for {kept} in the network {network.name}", "choose another, or --ip auto")
-    if address not in subnet.given_out:
-        raise Usage(
-            f"{address} is outside the range {subnet.given_out} of the network {network.name}", "choose one inside it"
-        )
+    from provisioner.model.network import check_given  # with the network, it is there already
+
+    address, subnet = interface.ip, check_given(segment.network, interface)
     if address in segment.reserved:
         raise Taken(f"{address} is this host's own, or its router's", "choose another, or --ip auto")
     if address not in segment.pool(subnet):

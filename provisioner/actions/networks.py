@@ -100,12 +100,12 @@ def create(context: Context, request: NetworkRequest) -> NetworkView:
     return show(context, network.name)
 
 
-def plan(context: Context, request: NetworkRequest) -> Network:
-    """Changes nothing. Raises Problems."""
+def plan(context: Context, request: NetworkRequest, *, anew: bool = True) -> Network:
+    """Changes nothing. `anew` False for one that is there, and is to be so. Raises Problems."""
     findings, links = Findings(), Links.read()
     network = Network(request.name, request.parent, request.mode, (), request.reserved, request.dns, request.mtu)
     network = network._replace(shim=request.shim)
-    others = _all(context)
+    others = [other for other in _all(context) if anew or other.name != request.name]
     with findings.checking():
         check_name(request.name, "a network's name")
         if any(other.name == request.name for other in others):

@@ -125,7 +125,7 @@ def _choose_parts(context: Context, request: CreateRequest, findings: Findings) 
         request = _sized(request, image, findings.notes)
     virt_type = request.virt_type
     with findings.checking():
-        virt_type = _choose_virt_type(request.virt_type or context.settings.virt_type, findings.notes)
+        virt_type = choose_virt_type(request.virt_type or context.settings.virt_type, findings.notes)
     with findings.checking():
         _check_boot_files(request)
     template, template_name, firmware = b"", "", ""
@@ -250,7 +250,7 @@ def _sized(request: CreateRequest, image: StoredImage | None, notes: list[str]) 
     return request._replace(memory=request.memory or max(DEFAULT_MEMORY, entry.memory), disk_size=disk)
 
 
-def _choose_virt_type(wanted: str, notes: list[str]) -> str:
+def choose_virt_type(wanted: str, notes: list[str]) -> str:
     if wanted not in ("auto", "kvm", "qemu"):
         # The option's words are checked before; these come from the environment or the configuration file.
         raise Usage(f"{printable(wanted)} is no virt_type", "auto, kvm or qemu")

@@ -161,11 +161,10 @@ def _remove_vlan(link: Link) -> None:
 
 def _take_files(context: Context, traces: Traces, left: Collection[str], taking: _Taking) -> None:
     """Whatever a machine needs that is still there stays: its files, the images, and the store that knows of it."""
-    for path in traces.known_hosts:
-        taking.gone["files"].append(str(path))
-    with taking.findings.checking():
-        if traces.known_hosts:
+    if not traces.keeps_vms:
+        with taking.findings.checking():
             caller.forget_folder(ssh.KNOWN_HOSTS)
+            taking.gone["files"] += map(str, traces.known_hosts)
     for path in traces.files:
         if not left or not _is_needed(context, path, left):
             taking.take("files", path, partial(_remove_file, context, path))

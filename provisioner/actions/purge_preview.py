@@ -81,6 +81,9 @@ def lines(context: Context, traces: Traces) -> Iterator[str]:
     for path in (*traces.known_hosts, *traces.files, *traces.store):
         yield shlex.join(["rm", "-r" if path.is_dir() else "-f", str(path)])
     yield from (shlex.join(["rmdir", str(folder)]) for folder in traces.folders)
+    if traces.known_hosts:
+        folder = traces.known_hosts[0].parent
+        yield shlex.join(["rmdir", "--ignore-fail-on-non-empty", str(folder), str(folder.parent)])
     if traces.untrue:
         yield f"# {traces.untrue} entries of the store go: endpoints, shims, networks that no VM is on"
     yield from (f"# {line}" for line in traces.stays)

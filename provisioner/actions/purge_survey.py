@@ -175,8 +175,7 @@ class _Look:
         if self._damage:
             yield f"{self._damage.message}; what it alone knew, such as sysctls of passthrough parents, stays as it is"
         if self._keep:
-            names = ", ".join(one.name for one in self._machines.ours)
-            yield from [f"{names} stays, with disks and images: virsh starts it"] if names else []
+            yield from self._kept()
         else:
             for machine in self._machines.ours:
                 away = [path for path in machine.files if not path.is_relative_to(self._context.state_dir)]
@@ -187,6 +186,14 @@ class _Look:
                 if nic.mac in told:
                     hint = f"virsh detach-interface {machine.name} {nic.kind} --mac {nic.mac} --persistent"
                     yield f"{machine.name} keeps the NIC {nic.mac}, which is its own: {hint}"
+
+    def _kept(self) -> Iterator[str]:
+        names = [one.name for one in self._machines.ours]
+        if not names:
+            return
+        stay, them = ("stays", "it") if len(names) == 1 else ("stay", "them")
+        yield f"{', '.join(names)} {stay}, with disks and images: virsh starts {them}"
+        yield "IPv6 and multicast reach what virsh starts only after: ip link set dev DEVICE allmulticast on"
 
     def _remains(self, used: Mapping[Path, str], *, all_goes: bool) -> Iterator[MacvmError]:
         problem = self._machines.problem

@@ -118,11 +118,9 @@ def _plan_wiring(context: Context, wanted: NicRequest, there: Surroundings, *, s
 
 def on_network(there: Surroundings, wanted: NicRequest, network: Network, *, take_parent: bool) -> Nic:
     """Mode, parent and MTU are the network's; what is said beside it may only say the same."""
-    for what, said, has in (("--parent", wanted.parent, network.parent), ("--mode", wanted.mode, network.mode)):
-        if said and said != has:
-            shown = has.value if isinstance(has, MacvtapMode) else has
-            hint = f"leave {what} out, or make a network for it: macvm network create"
-            raise Usage(f"{what} is decided by the network {network.name}: {shown}", hint)
+    from provisioner.model.network import check_decided  # with the network, it is there already
+
+    check_decided(network, wanted.parent, wanted.mode)
     if there.links.find(network.parent) is None:
         hint = "macvm network up makes it again where macvm made it; otherwise `ip link` shows what there is"
         raise NotFound(f"{network.parent}, the parent of the network {network.name}, is not there", hint)

@@ -216,6 +216,11 @@ def virtual_size(path: Path) -> int | None:
     return size if 0 < size <= MOST_VIRTUAL else None
 
 
+def grow(path: Path, size: int) -> None:
+    """Makes a disk that nobody has open larger; `size` in bytes."""
+    run(["qemu-img", "resize", "-q", "-f", "qcow2", path, str(size)])
+
+
 def backing_files(path: Path) -> list[Path]:
     """The chain below an overlay that macvm made; not to be asked of a file from elsewhere."""
     try:

@@ -244,6 +244,38 @@ def check_reserved(subnets: Sequence[Subnet], reserved: Sequence[tuple[str, Addr
         names[name] = address
 
 
+def check_decided(network: Network, parent: str, mode: MacvtapMode | None) -> None:
+    """Raises Usage where a NIC says, beside its network, a parent or mode that is not the network's."""
+    for what, said, has in (("--parent", parent, network.parent), ("--mode", mode, network.mode)):
+        if said and said != has:
+            shown = has.value if isinstance(has, MacvtapMode) else has
+            hint = f"leave {what} out, or make a network for it: macvm network create"
+            raise Usage(f"{what} is decided by the network {network.name}: {shown}", hint)
+
+
+def check_given(network: Network, interface: Interface) -> Subnet:
+    """The subnet of an address that is to be static on a network: in its range, and kept for nobody. One without a
+    length is a /32 or /128. Raises Usage, Taken."""
+    address = interface.ip
+    subnet = network.subnet_of(address)
+    if subnet is None:
+        there = ", ".join(str(one.subnet) for one in network.subnets)
+        raise Usage(f"{address} is in no subnet of the network {network.name} ({there})", "choose another with --ip")
+    given = interface.network.prefixlen
+    if given not in (interface.max_prefixlen, subnet.subnet.prefixlen):
+        raise Usage(
+            f"{interface} does not fit {subnet.subnet} of {network.name}", f"leave the length out: --ip {address}"
+        )
+    kept = network.reserved_name(address)
+    if kept:
+        raise Taken(f"{address} is kept for {kept} in the network {network.name}", "choose another, or --ip auto")
+    if address not in subnet.given_out:
+        raise Usage(
+            f"{address} is outside the range {subnet.given_out} of the network {network.name}", "choose one inside it"
+        )
+    return subnet
+
+
 def overlap(mine: Range, other: Range) -> Range | None:
     """The addresses that two ranges share."""
     if mine.first.version != other.first.version:

@@ -83,11 +83,11 @@ def disk() -> Path:
     assert version, "no kernel in /boot: apt install linux-image-amd64"
     recipe = [Path(__file__).read_bytes(), Path(tiny.__file__).read_bytes(), version.encode(), kernel.read_bytes()]
     path = cache / f"debian-{hashlib.sha256(b''.join(recipe)).hexdigest()[:16]}.qcow2"
-    with (cache / "lock").open("w") as lock:
+    with (cache / "debian-lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             _clean(cache)
-            with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as work:
+            with tempfile.TemporaryDirectory(prefix=".debian-", dir=cache) as work:
                 _build(Path(work), kernel, Path("/lib/modules", version)).rename(path)
         os.utime(path)
     return path
@@ -95,7 +95,7 @@ def disk() -> Path:
 
 def _clean(cache: Path) -> None:
     """What builds left that were killed, and disks that nobody asked for in a week."""
-    for folder in cache.glob(".build-*"):
+    for folder in cache.glob(".debian-*"):
         shutil.rmtree(folder, ignore_errors=True)
     for old in cache.glob("debian-*.qcow2"):
         if time.time() - old.stat().st_mtime > 7 * 86400:

@@ -18,11 +18,19 @@ from provisioner.actions.labs.words import in_file_words
 from provisioner.actions.machines import numbered
 from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.errors import MacvmError
-from provisioner.model.endpoint import check_mode
+from provisioner.model.endpoint import MacvlanMode, check_mode
 from provisioner.model.machine import DirectBoot, check_exposure
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, printable
-from provisioner.model.network import Network, Subnet, assemble_subnets, check_disjoint, check_reserved
+from provisioner.model.network import (
+    Network,
+    Subnet,
+    assemble_subnets,
+    check_decided,
+    check_disjoint,
+    check_given,
+    check_reserved,
+)
 from provisioner.model.nic import Address, check_mtu
 
 Location = tuple[str | int, ...]
@@ -36,17 +44,17 @@ class Builder:
 
     def __init__(self, lab: str, files: Files, tree: Table, form: LabForm, mistakes: list[Mistake]) -> None:
         self._lab, self._files, self._tree, self._form, self._mistakes = lab, files, tree, form, mistakes
+        self._networks: dict[str, Network] = {}
         self._macs: dict[Mac, str] = {}
         self._addresses: dict[tuple[str, Address], str] = {}
 
     def networks(self) -> tuple[Network, ...]:
-        made: list[Network] = []
         for name, form in self._form.networks.items():
             with self._checking("networks", name):
                 network = self._network(name, form)
-                check_disjoint(network, made)
-                made.append(network)
-        return tuple(made)
+                check_disjoint(network, self._networks.values())
+                self._networks[name] = network
+        return tuple(self._networks.values())
 
     def _network(self, name: str, form: NetworkForm) -> Network:
         subnets: list[Subnet] = []
@@ -74,7 +82,7 @@ class Builder:
                 with self._checking(*self._where(name, own, "count")):
                     several = [request] if form.count is None else numbered(request, form.count)
                     made += ((name, one) for one in several)
-                    self._check_taken(("vms", name), own, several)
+                    self._check_nics(self._where(name, own, "nics"), several)
         self._check_names(made)
         return tuple(request for _, request in made)
 
@@ -150,7 +158,9 @@ class Builder:
                 check_mode(form.mode, form.ipvlan, form.allow_source)
                 request = _endpoint(name, form)
                 made.append(request)
-                self._check_taken(("endpoints", name), form, [request])
+                said = MacvtapMode(form.mode.value) if form.mode and form.mode is not MacvlanMode.SOURCE else None
+                nic = NicRequest(said, form.parent, "", form.mac, form.mtu, form.addressing, form.network)
+                self._check_nic(("endpoints", name), name, nic)
         return tuple(made)
 
     def shims(self) -> tuple[ShimWish, ...]:
@@ -181,17 +191,25 @@ class Builder:
                 self._complain(("vms", key, "[key]"), what, "choose another")
             taken[request.name] = "a VM"
 
-    def _check_taken(self, where: Location, form: Any, requests: list[Any]) -> None:
-        """One holder for each MAC, and for each address of one parent."""
+    def _check_nics(self, where: Location, requests: list[CreateRequest]) -> None:
         for request in requests:
-            nics = request.nics if isinstance(request, CreateRequest) else [request]
-            for number, nic in enumerate(nics):
-                at = where if nic is request else (*where, "nics", number)
-                if nic.mac:
-                    self._take(self._macs, nic.mac, (*at, "mac"), request.name, f"the MAC {nic.mac}")
-                parent = self._form.networks[nic.network].parent if nic.network in self._form.networks else nic.parent
-                for address in nic.addressing.addresses:
-                    self._take(self._addresses, (parent, address), (*at, "ip"), request.name, f"the address {address}")
+            for number, nic in enumerate(request.nics):
+                self._check_nic((*where, number), request.name, nic)
+
+    def _check_nic(self, where: Location, name: str, nic: NicRequest) -> None:
+        """A NIC or endpoint against its network; and one holder for each MAC, and for each address of one parent."""
+        if nic.mac:
+            self._take(self._macs, nic.mac, (*where, "mac"), name, f"the MAC {nic.mac}")
+        network = self._networks.get(nic.network)
+        if network:
+            with self._checking(*where, "mode" if nic.mode and nic.mode is not network.mode else "parent"):
+                check_decided(network, nic.parent if network.parent else "", nic.mode)
+        parent = network.parent if network else nic.parent
+        for address in nic.addressing.static:
+            self._take(self._addresses, (parent, address.ip), (*where, "ip"), name, f"the address {address.ip}")
+            if network:
+                with self._checking(*where, "ip"):
+                    check_given(network, address)
 
     def _take(self, taken: dict[Any, str], what: object, at: Location, name: str, said: str) -> None:
         if what in taken:

@@ -88,9 +88,9 @@ def _validate(tree: Table, files: Files, mistakes: list[Mistake]) -> LabForm:
     rest: dict[str, Any] = dict(tree)
     for one in found:
         location = one["loc"]
-        place, node = find(tree, location)
+        _, node = find(tree, location)
         if not (isinstance(node, Text) and node.broken):
-            mistakes.append(_mistake(place, node, location, one))
+            mistakes.append(_mistake(tree, location, one))
         section = rest.get(str(location[0])) if location else None
         if isinstance(section, dict) and len(location) > 1:
             rest[str(location[0])] = {key: entry for key, entry in section.items() if key != location[1]}
@@ -99,12 +99,13 @@ def _validate(tree: Table, files: Files, mistakes: list[Mistake]) -> LabForm:
     return LabForm.model_validate(rest, context=files)
 
 
-def _mistake(place: Any, node: object, location: Sequence[str | int], error: Any) -> Mistake:
+def _mistake(tree: Table, location: Sequence[str | int], error: Any) -> Mistake:
+    place, _ = find(tree, location)
     match error["type"]:
         case "mistake":
             return Mistake(place, error["ctx"]["what"], error["ctx"]["hint"])
         case "extra_forbidden":
-            key = str(location[-1])
+            key, place = str(location[-1]), find(tree, (*location, "[key]"))[0]
             known = _form_around(location).model_fields
             return Mistake(place, f"there is no key {printable(key)} here", guess(key, known))
         case "missing":

@@ -8,7 +8,17 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from provisioner.actions.labs.files import Files
-from provisioner.actions.labs.words import FileWord, Several, Short, Word, choice, from_usage, mistake, quoted_mac
+from provisioner.actions.labs.words import (
+    FileWord,
+    MayBeEmpty,
+    Several,
+    Short,
+    Word,
+    choice,
+    from_usage,
+    mistake,
+    quoted_mac,
+)
 from provisioner.errors import Usage
 from provisioner.model.checksum import parse_checksum
 from provisioner.model.endpoint import IpvlanMode, MacvlanMode
@@ -245,15 +255,20 @@ class ShimForm(Form):
     )
 
 
+_Networks = Annotated[dict[Name, Annotated[NetworkForm, MayBeEmpty()]], MayBeEmpty()]
+_Vms = Annotated[dict[Name, Annotated[VmForm, MayBeEmpty()]], MayBeEmpty()]
+_Endpoints = Annotated[dict[Name, Annotated[EndpointForm, MayBeEmpty()]], MayBeEmpty()]
+
+
 class LabForm(Form):
     """A macvm lab: VMs, and the networks, endpoints and shims around them."""
 
     lab: Name = _says("The lab's name; default: the folder's.", "")
     defaults: DefaultsForm = _says("Keys of a VM, for every VM that does not say them.", DefaultsForm())
     images: dict[Name, ImageForm] = _says("Names for images that VMs are made from.", {})
-    networks: dict[Name, NetworkForm] = _says("LAN segments with addresses.", {})
-    vms: dict[Name, VmForm] = _says("VMs by name.", {})
-    endpoints: dict[Name, EndpointForm] = _says("Network namespaces on the LAN, by name.", {})
+    networks: _Networks = _says("LAN segments with addresses.", {})
+    vms: _Vms = _says("VMs by name.", {})
+    endpoints: _Endpoints = _says("Network namespaces on the LAN, by name.", {})
     shims: tuple[Annotated[ShimForm, Short("parent")], ...] = _says("Shims that no VM needs by itself.", ())
 
     @model_validator(mode="before")
@@ -275,5 +290,9 @@ def _terse(schema: Any) -> Any:
         return [_terse(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
+    if "patternProperties" in schema:
+        schema = {**schema, "additionalProperties": False}
+    if len(schema.get("allOf", ())) == 1:  # pydantic before 2.10, around a $ref
+        schema = {**schema["allOf"][0], **{key: one for key, one in schema.items() if key != "allOf"}}
     empty = "default" in schema and schema["default"] in (None, "", [], {})
     return {key: _terse(one) for key, one in schema.items() if key != "title" and not (key == "default" and empty)}

@@ -24,12 +24,19 @@ class Mistake(NamedTuple):
     hint: str
 
 
+#: As many mistakes are said of one file; who has more has them from one cause.
+MOST_SAID = 500
+
+
 class LabMistakes(Problems):
     """A lab file is wrong, as often as there are `problems`: each says `FILE:LINE:COLUMN: what`, and has a hint. As
     text, a line each."""
 
     def __init__(self, path: Path, mistakes: Iterable[Mistake]) -> None:
-        self.mistakes = tuple(sorted(set(mistakes)))
+        found = sorted(set(mistakes))
+        if more := found[MOST_SAID:]:
+            found[MOST_SAID:] = [Mistake(more[0].place, f"{len(more)} more mistakes follow", "mend those above first")]
+        self.mistakes = tuple(found)
         file = str(path) if str(path).isprintable() else printable(str(path), 200)
         super().__init__([Usage(f"{file}:{at.line}:{at.column}: {what}", hint) for at, what, hint in self.mistakes])
         self.message = "\n".join(f"{one.message}; {one.hint}" for one in self.problems)

@@ -195,7 +195,7 @@ class _Reader:
         key = self._value(event, depth + 1) if not isinstance(event, ScalarEvent) else event.value
         self._values += 1
         if isinstance(key, str) and not isinstance(key, Text):
-            return key
+            return key if self._is_unicode(event) else None
         if not isinstance(key, Text):
             hint = "a key is a word; a text that begins with { or [ stands in quotes"
             self._complain(event, "a list or a mapping is no key", hint)
@@ -215,14 +215,25 @@ class _Reader:
         if plain and event.value in _NULL:
             return None
         text = Text(event.value)
+        if not self._is_unicode(event):
+            return _broken()
         if "$" in event.value:
             text = self._expanded(event)
         text.plain = plain and not text.written
         return text
 
+    def _is_unicode(self, event: Event) -> bool:
+        """A text in quotes may say half a pair of UTF-16's, as JSON's writers do."""
+        value = event.value if isinstance(event, ScalarEvent) else ""
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            hint = "save the character itself, as UTF-8"
+            self._complain(event, "half a surrogate pair of UTF-16 is no character", hint)
+            return False
+        return True
+
     def _expanded(self, event: ScalarEvent) -> Text:
         """With the environment's values in place of `${NAME}` and `${NAME:-default}`."""
-        wrong = False
+        wrong, (begin, as_written) = False, self._beginning(event)
 
         def value(found: re.Match[str]) -> str:
             nonlocal wrong
@@ -241,7 +252,8 @@ class _Reader:
                 what = f"the variable {name} is {'empty' if is_empty else 'not set'}"
                 hint = f"{name}=… before the command, or ${{{name}:-default}} in the file"
             wrong = True
-            self._mistakes.append(Mistake(self._place_in(event, found.start()), what, hint))
+            column = begin.column + (found.start() if as_written else 0)
+            self._mistakes.append(Mistake(Place(begin.line, column), what, hint))
             return ""
 
         text = Text(_VARIABLE.sub(value, event.value))
@@ -249,12 +261,11 @@ class _Reader:
         text.written = event.value if any(not found["dollar"] for found in _VARIABLE.finditer(event.value)) else ""
         return text
 
-    def _place_in(self, event: ScalarEvent, offset: int) -> Place:
-        """Of a character in a scalar, where it stands as it was written; otherwise of the scalar."""
-        start = event.start_mark
-        quote = 0 if event.style in (None, "") else 1
-        as_written = self._text[start.index + quote :].startswith(event.value) and "\n" not in event.value
-        return Place(start.line + 1, start.column + 1 + (quote + offset if as_written else 0))
+    def _beginning(self, event: ScalarEvent) -> tuple[Place, bool]:
+        """Where a scalar's text begins, and whether it stands there letter by letter, in one line."""
+        start, quote = event.start_mark, 0 if event.style in (None, "") else 1
+        as_written = "\n" not in event.value and self._text.startswith(event.value, start.index + quote)
+        return Place(start.line + 1, start.column + 1 + (quote if as_written else 0)), as_written
 
     def _of_syntax(self, error: MarkedYAMLError) -> Mistake:
         ends = "end of stream" in str(error.problem) or "stream end" in str(error.problem)

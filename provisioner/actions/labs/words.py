@@ -142,3 +142,13 @@ class Short:
 
     def _as_table(self, value: object) -> object:
         return {self._key: value} if isinstance(value, Text) else value
+
+
+class MayBeEmpty:
+    """Annotates a mapping that stands for itself with nothing in it; its form takes None."""
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler(source)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"type": "null"}]}
