@@ -23,7 +23,9 @@ def mode_text(nic: NicView) -> str:
 
 
 def addresses_text(nic: NicView) -> str:
-    return ", ".join(f"{address.address} ({address.source})" for address in nic.addresses)
+    """Without IPv6's link-local ones where there are others: nobody is reached by those."""
+    others = [one for one in nic.addresses if not one.address.startswith("fe80:")]
+    return ", ".join(f"{one.address} ({one.source})" for one in others or nic.addresses)
 
 
 def nic_cells(nic: NicView) -> tuple[str, ...]:

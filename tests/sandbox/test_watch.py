@@ -37,7 +37,9 @@ def watching(host: KvmHost) -> Iterator[None]:
 def until(host: KvmHost, condition: str, otherwise: str, seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while host.node.run(["bash", "-c", condition]).returncode != 0:
-        assert time.monotonic() < deadline, f"{otherwise}\n{host.sh('ip route; ip -6 route; macvm list; macvm shim status')}"
+        assert time.monotonic() < deadline, (
+            f"{otherwise}\n{host.sh('ip route; ip -6 route; macvm list; macvm shim status')}"
+        )
         time.sleep(0.1)
 
 
