@@ -424,6 +424,8 @@ def test_true_and_false_are_the_only_words_of_their_kind(word: str) -> None:
         ("vms:\n  web:\n    password: a${1x}\n", 3, 16, "'${1x}' names no variable"),
         ("vms: {web: {password: 'a${X'}}", 1, 25, "'${X' names no variable"),
         ("vms:\n  web:\n    cmdline: |\n      ${NO}\n    kernel: /etc/hostname\n", 3, 14, "the variable NO is not set"),
+        ('vms: {web: {password: "\\x61${NO}"}}', 1, 23, "the variable NO is not set"),
+        ('vms: {web: {password: "a${NO}"}}', 1, 25, "the variable NO is not set"),
         ("lab: ''", 1, 6, "'' cannot be a name"),
     ],
     ids=lambda value: value if isinstance(value, str) and len(value) < 50 else "",
@@ -432,6 +434,30 @@ def test_a_mistake_is_said_at_its_place_with_a_guess(text: str, line: int, colum
     found = only(text)
     assert found[:2] == (line, column), found
     assert said in found[2]
+
+
+def test_a_mistake_hides_none_that_stands_elsewhere() -> None:
+    text = """
+networks: {lan: {mode: vepaa}, wan: {subnets: [192.0.2.9/24]}}
+vms:
+  a: {nics: [{mode: vepaa, network: lna}], ssh_keys: none.pub}
+  b: {nics: [{ip: 192.0.2.1/24}]}
+  c: {nics: [{ip: 192.0.2.1/24}], count: 0, memory: }
+  d: {nics: [{ip: 192.0.2.1/24}], cmdline: quiet}
+endpoints: {b: {}}
+"""
+    assert [(one.place.line, one.what.split(" ")[0]) for one in mistakes(text)] == [
+        (2, "'vepaa'"),
+        (2, "192.0.2.9/24"),
+        (4, "'vepaa'"),
+        (4, "there"),
+        (4, "there"),
+        (5, "the"),
+        (6, "'0'"),
+        (6, "nothing"),
+        (7, "the"),
+        (7, "cmdline"),
+    ]
 
 
 def test_a_lab_without_a_name_in_a_folder_with_none() -> None:
