@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from provisioner.actions import endpoint_preview, install, passthrough
+from provisioner.actions import endpoint_preview, install, passthrough, shims
 from provisioner.actions.purge_links import Stray
 from provisioner.actions.purge_survey import Traces
 from provisioner.actions.removal import LOG_DIR
@@ -54,7 +54,11 @@ def _addresses(packed: dict[bytes, bytes]) -> list[str]:
 
 
 def lines(context: Context, traces: Traces) -> Iterator[str]:
-    """In the order in which it would be done."""
+    """In the order in which it would be done, each once: the last endpoint takes the shim with it."""
+    return iter(dict.fromkeys(_lines(context, traces)))
+
+
+def _lines(context: Context, traces: Traces) -> Iterator[str]:
     if traces.units:
         yield from install.uninstall_lines()
     if traces.hosts_block:
@@ -70,7 +74,7 @@ def lines(context: Context, traces: Traces) -> Iterator[str]:
         yield from endpoint_preview.delete(context, name)
     for stray in traces.strays:
         yield from _stray_lines(stray)
-    yield from (f"ip link del {link.name}" for link in traces.links)
+    yield from (line for link in traces.links for line in shims.removing_lines(link.name))
     for link, found in traces.routes:
         yield from (f"ip route del {one} dev {link.name} proto {links.PROTOCOL}" for one in _addresses(found.routes))
         yield from (f"ip neigh del {one} dev {link.name}" for one in _addresses(found.neighbours))

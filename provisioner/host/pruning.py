@@ -16,6 +16,7 @@ _UNTRUE = (
     ("conflicts", "TRUE"),
     ("macs", "owner LIKE '%/%'"),
     ("networks", f"name NOT IN ({_THEIRS})"),
+    ("lab_things", f"kind <> 'network' OR name NOT IN ({_THEIRS})"),
 )
 
 

@@ -25,8 +25,9 @@ _IMAGE = re.compile(r"[0-9a-f]{64}\.(qcow2|vmlinuz|initrd)")
 _MACHINE = re.compile(r"(disk\.qcow2|seed\.iso|nvram\.fd|known_hosts)(\.new|\.old)?|\.seed\.iso\.(new|begun)")
 #: Downloads, imports and builds that have not come to their end.
 _PART = re.compile(r"\.(part|pull|unpack|build)-.+")
-#: With the copies that a change of the schema leaves. The store itself goes before what SQLite keeps beside it.
-_STORE = re.compile(re.escape(DATABASE) + r"(-wal|-shm|-journal|\.v[0-9]+)?")
+#: With the copies that a change of the schema leaves, and the key of labs. The store itself goes before what SQLite
+#: keeps beside it.
+_STORE = re.compile(re.escape(DATABASE) + r"(-wal|-shm|-journal|\.v[0-9]+)?|labs\.key|\.labs\.key\.[0-9]+")
 
 
 class Contents(NamedTuple):
