@@ -65,8 +65,18 @@ def test_installed_without_a_compiler(installed: DebianHost) -> None:
     assert "lxml" not in parts
     assert parts.endswith("755\n644\n")
     assert installed.sh("cd /; macvm --version").startswith("macvm ")
-    # Not the environment's, as sudo may leave it.
-    assert "macvm " in installed.sh("mkdir /tmp/e; echo 'exit(1)' >/tmp/e/click.py; PYTHONPATH=/tmp/e macvm --version")
+    # The environment has no say in what is imported: sudo may leave it.
+    theirs = "mkdir /tmp/e; echo 'print(1)' >/tmp/e/sitecustomize.py; PYTHONPATH=/tmp/e"
+    assert installed.sh(f"{theirs} macvm --version").startswith("macvm ")
+
+
+def test_pip_takes_the_distributions_bindings_where_it_sees_them(tmp_path: Path) -> None:
+    """`pipx install --system-site-packages` does the same; without that word libvirt's are compiled."""
+    host = DebianHost(tmp_path)
+    host.sh("python3 -m venv --system-site-packages /opt/v; /opt/v/bin/pip install -q .")
+    assert "libvirt" not in host.sh("ls /opt/v/lib/python3*/site-packages")
+    assert host.sh("cd /; /opt/v/bin/macvm --version").startswith("macvm ")
+    assert "cirros" in host.sh("cd /; /opt/v/bin/macvm image list")
 
 
 def test_units_run_the_installed_one(above: DebianHost) -> None:
@@ -193,6 +203,8 @@ macvm nic attach web1 --ip none -q -o name
 macvm endpoint create e1 --parent eth0 --ip 192.0.2.40/24 -o name
 macvm shim install -q
 sed -n s/^ExecStart=//p /etc/systemd/system/macvm-shims.service
+echo "of: mine" >/tmp/lab.yaml
+macvm lab plan /tmp/lab.yaml 2>&1 | grep -o "lab.yaml:1:1:"
 virsh -q list --name
 apt-get remove -qq -y macvm >/dev/null
 ls /etc/systemd/system/macvm* /usr/lib/macvm
@@ -212,7 +224,7 @@ def test_the_package_installs_runs_and_goes(package: Path, tmp_path: Path) -> No
         assert host.sh(f"cd /; {line}").split()[0].split(":")[0] == "sandbox"
     said = host.sh(f"cd /; macvm sandbox run -- sh -c '{PACKAGED}' 2>/tmp/errors || cat /tmp/errors").splitlines()
     assert [word for word in said if word and not re.fullmatch("(..:){5}..", word)] == [
-        *("web1", "e1", "/usr/bin/macvm shim up --known", "web1", "web1")
+        *("web1", "e1", "/usr/bin/macvm shim up --known", "lab.yaml:1:1:", "web1", "web1")
     ]
     assert host.files() == before
 
