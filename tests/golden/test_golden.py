@@ -258,4 +258,4 @@ def test_seed_texts_are_as_their_golden_file(name: str, pytestconfig: pytest.Con
 
 def test_no_golden_file_is_left_over() -> None:
     expected = {f"{name}.xml" for name in MACHINES} | {f"seed-{name}.txt" for name in SEEDS}
-    assert {path.name for path in (HERE / "expected").iterdir()} == expected
+    assert {path.name for path in (HERE / "expected").iterdir() if not path.name.startswith("lab-")} == expected

@@ -28,3 +28,8 @@ def test_what_is_said_of_a_wrong_lab(
 
 def test_the_schema_is_as_its_golden_file(pytestconfig: pytest.Config) -> None:
     compare(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n", "lab-schema.json", pytestconfig)
+
+
+def test_no_golden_file_of_a_lab_is_left_over() -> None:
+    expected = {"lab-schema.json"} | {f"lab-{path.stem}.txt" for path in LABS}
+    assert {path.name for path in (HERE / "expected").glob("lab-*")} == expected

@@ -532,6 +532,12 @@ def test_a_password_is_in_no_error_of_another_key() -> None:
     assert "hunter2" not in said
 
 
+def test_a_variable_of_a_network_is_in_no_error_of_a_nic() -> None:
+    text = "networks: {lan: {parent: '${P}'}}\nvms: {web: {nics: [{network: lan, parent: eth0}]}}"
+    (said,) = mistakes(text, P=SECRET)
+    assert said.what == "parent is decided by the network lan: ${P}"
+
+
 # any text at all
 
 WORDS = st.sampled_from(

@@ -23,7 +23,7 @@ from provisioner.actions.labs.forms import (
     VmForm,
 )
 from provisioner.actions.labs.mistakes import LabMistakes, Mistake, guess
-from provisioner.actions.labs.tree import LARGEST, START, Table, Text, find, read_tree
+from provisioner.actions.labs.tree import LARGEST, START, Table, Text, find, read_tree, texts
 from provisioner.actions.labs.wishes import Lab
 from provisioner.errors import Usage
 from provisioner.model.names import check_name, printable
@@ -35,6 +35,9 @@ _SECTIONS: dict[object, type[Form]] = {
     "endpoints": EndpointForm,
     "shims": ShimForm,
 }
+
+#: A shorter one is more likely a word that mistakes have anyway.
+_SHORTEST_SECRET = 6
 
 
 def load(path: Path, environment: Mapping[str, str]) -> Lab:
@@ -64,8 +67,20 @@ def parse(data: bytes, path: Path, environment: Mapping[str, str]) -> Lab:
     networks, machines, endpoints = builder.networks(), builder.machines(), builder.endpoints()
     shims = builder.shims()
     if mistakes:
-        raise LabMistakes(path, mistakes)
+        raise LabMistakes(path, _without_secrets(mistakes, tree))
     return Lab(name, path, networks, machines, endpoints, shims)
+
+
+def _without_secrets(mistakes: list[Mistake], tree: Table) -> list[Mistake]:
+    """What variables hold may have come into a mistake by another way than the text that it stands in."""
+    hidden = {str(text): text.written for text in texts(tree) if text.written and len(text) >= _SHORTEST_SECRET}
+
+    def shown(said: str) -> str:
+        for value, written in hidden.items():
+            said = said.replace(value, written)
+        return said
+
+    return [Mistake(one.place, shown(one.what), shown(one.hint)) for one in mistakes] if hidden else mistakes
 
 
 def _folder_name(folder: Path, tree: Table, mistakes: list[Mistake]) -> str:

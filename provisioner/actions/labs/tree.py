@@ -82,6 +82,15 @@ def find(tree: object, location: Sequence[object]) -> tuple[Place, object]:
     return place, node
 
 
+def texts(node: object) -> Iterator[Text]:
+    """All scalars below a node."""
+    if isinstance(node, Text):
+        yield node
+    elif isinstance(node, Table | Items):
+        for one in node.values() if isinstance(node, Table) else node:
+            yield from texts(one)
+
+
 class _TooMuch(Exception):
     """What follows is not read."""
 
