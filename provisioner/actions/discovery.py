@@ -11,7 +11,7 @@ import queue
 import select
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Network, IPv6Network
 from typing import NamedTuple
@@ -75,28 +75,30 @@ def ask_silent(context: Context, nics: Iterable[NicView]) -> list[str]:
     return sorted(set(changed))
 
 
-def asked(nics: Iterable[NicView]) -> Iterator[tuple[NicView, list[Heard]]]:
-    """Each guest that can be asked, and what it answered. Nothing is kept."""
+def asked(
+    nics: Iterable[NicView], stopped: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[NicView, list[Heard]]]:
+    """Each guest that can be asked, and what it answered until it was `stopped`. Nothing is kept."""
     by_parent: dict[str, list[NicView]] = {}
     for nic in nics:
         if is_served(nic) and nic.parent:
             by_parent.setdefault(nic.parent, []).append(nic)
     for parent, here in by_parent.items():
         link = netlink.find_link(parent)
-        if link is None or not link.up:
+        if link is None or not link.up or stopped():
             continue
         own = [interface.network for interface in netlink.addresses(link.index)]
         with probing.vantage(link) as device, ThreadPoolExecutor(_AT_ONCE) as pool:
-            answers = [pool.submit(_ask, device, nic.mac, own) for nic in here]
+            answers = [pool.submit(_ask, device, nic.mac, own, stopped) for nic in here]
             found = [answer.result() for answer in answers]
         yield from zip(here, found, strict=True)
 
 
-def _ask(device: str, mac: str, own: list[IPv4Network | IPv6Network]) -> list[Heard]:
+def _ask(device: str, mac: str, own: list[IPv4Network | IPv6Network], stopped: Callable[[], bool]) -> list[Heard]:
     found: set[Address] = set()
     try:
-        found |= hearing.ask(device, mac, [one for one in own if isinstance(one, IPv4Network)])
-        found |= hearing.ask_v6(device, mac, [one for one in own if isinstance(one, IPv6Network)])
+        found |= hearing.ask(device, mac, [one for one in own if isinstance(one, IPv4Network)], stopped)
+        found |= hearing.ask_v6(device, mac, [one for one in own if isinstance(one, IPv6Network)], stopped)
     except MacvmError:
         pass  # the link went meanwhile: what was found by then counts
     return [Heard(mac, address, "asked") for address in found]
@@ -123,6 +125,7 @@ class Ears:
         self._listeners: dict[str, tuple[NicView, hearing.Listener]] = {}
         self._budgets: dict[str, _Budget] = {}
         self._answers: queue.SimpleQueue[tuple[NicView, list[Heard]]] = queue.SimpleQueue()
+        self._closed, self._asking = threading.Event(), list[threading.Thread]()
         self.listen_to(nics)
 
     def listen_to(self, nics: Iterable[NicView]) -> list[NicView]:
@@ -143,10 +146,12 @@ class Ears:
         silent = list(nics)
         # Whoever waits says this ten times a second, mostly of nobody.
         if silent:
-            threading.Thread(target=self._ask_all, args=(silent,), name="ask-guests", daemon=True).start()
+            self._asking = [thread for thread in self._asking if thread.is_alive()]
+            self._asking.append(threading.Thread(target=self._ask_all, args=(silent,), name="ask-guests", daemon=True))
+            self._asking[-1].start()
 
     def _ask_all(self, nics: list[NicView]) -> None:
-        for nic, heard in asked(nics):
+        for nic, heard in asked(nics, self._closed.is_set):
             self._answers.put((nic, heard))
 
     def hear(self, seconds: float, *others: int) -> tuple[list[str], bool]:
@@ -182,8 +187,12 @@ class Ears:
         self._budgets.pop(mac, None)
 
     def close(self) -> None:
+        self._closed.set()
         for mac in list(self._listeners):
             self._drop(mac)
+        # Each may have made a link to ask from, which would outlive this process.
+        for thread in self._asking:
+            thread.join()
 
 
 def follow(context: Context, parents: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import netlink, routing, wire
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
-from provisioner.model.nic import Address
+from provisioner.model.nic import Address, check_usable
 from provisioner.model.reach import Place, Station, expected
 from provisioner.model.shim import To, unpacked, unreachable
 
@@ -68,9 +68,19 @@ def up_all(context: Context, *, known: bool = False) -> list[ShimView]:
         networks.up(context)
     for parent in known_parents(context) or ([] if known else [""]):
         with findings.checking():
-            made.append(_up_again(context, parent) if known else up(context, parent))
+            if _has_passthrough(parent):
+                made += status(context, parent)
+            else:
+                made.append(_up_again(context, parent) if known else up(context, parent))
     findings.finish()
     return made
+
+
+def _has_passthrough(parent: str) -> bool:
+    """Whether a guest has a parent for itself, which leaves no room for a shim until it ends."""
+    host = Links.read()
+    link = host.find(parent)
+    return link is not None and any(one.mode == MacvtapMode.PASSTHROUGH.value for one in host.on(link))
 
 
 def _up_again(context: Context, parent: str) -> ShimView:
@@ -148,6 +158,11 @@ def _find(context: Context, parent: Link, shim: Link, to: Sequence[To]) -> list[
             raise Taken(f"{address} is this host's own address", "name a guest's")
         if str(address) in holders:
             raise Taken(f"{address} is held by {holders[str(address)]}, which is served without --to", "leave it out")
+    _check_addresses(parent, [*asked, *(address for address, _ in found)])
+    for address, mac in found:
+        if str(address) in shims.routers() and not _is_behind(parent, mac):
+            hint = f"where a guest is the router: --to {address}, and macvm asks who has it"
+            raise Taken(f"{address} is that of a router of this host's, and {mac} is no macvlan on {parent.name}", hint)
     answers = wire.probe(shim.name, asked) if asked else {}
     silent = [str(address) for address in asked if address not in answers]
     if silent:
@@ -162,10 +177,25 @@ def _find(context: Context, parent: Link, shim: Link, to: Sequence[To]) -> list[
                 "leave it out; where its macvlan is down or an ipvlan, a shim cannot serve it",
             )
     blocks = [one.block for one in to if one.block]
-    here = {address: mac for block in blocks for address, mac in wire.sweep(shim.name, block).items()}
     taken = {*own, *(ipaddress.ip_address(text) for text in holders)}
-    swept = [(address, mac) for address, mac in here.items() if address not in taken and _is_behind(parent, mac)]
+    swept = list[tuple[Address, str]]()
+    for block in blocks:
+        here = wire.sweep(shim.name, block).items()
+        new = [(address, mac) for address, mac in here if address not in taken and _is_behind(parent, mac)]
+        if not new:
+            context.say(f"nobody behind {parent.name} that libvirt does not know answers in {block}")
+        swept += new
     return [*found, *answers.items(), *swept]
+
+
+def _check_addresses(parent: Link, addresses: Iterable[Address]) -> None:
+    """Raises Usage for one that no guest behind a parent can have."""
+    own = netlink.addresses(parent.index)
+    for address in addresses:
+        length = next((mine.network.prefixlen for mine in own if address in mine.network), address.max_prefixlen)
+        check_usable(ipaddress.ip_interface((address, length)))
+        if address.is_link_local:
+            raise Usage(f"{address} is link-local, which a shim leads nowhere to", "another address of the guest's")
 
 
 def _is_behind(parent: Link, mac: str) -> bool:
@@ -199,11 +229,13 @@ def status(context: Context, parent: str = "") -> list[ShimView]:
 def status_of(context: Context, parent: Link, host: Links, machines: Sequence[MachineView]) -> ShimView:
     shim, store = shims.find_shim(parent), context.reading_store
     guests = shims.guests_behind(store, parent.name) if store else {}
-    away = shims.vepa_macs(store, parent) if store else set()
-    nics = [nic for machine in machines for nic in machine.nics if nic.parent == parent.name]
-    away |= {bytes.fromhex(nic.mac.replace(":", "")) for nic in nics if _is_vepa(nic)}
-    hairpin = not away or _sends_back(parent)
-    guests = {address: mac for address, mac in guests.items() if hairpin or mac not in away}
+    modes = shims.modes_behind(store, parent) if store else {}
+    here = [nic for machine in machines for nic in machine.nics if nic.parent == parent.name]
+    vepa = {mac for mac, mode in modes.items() if mode is MacvtapMode.VEPA}
+    vepa |= {bytes.fromhex(nic.mac.replace(":", "")) for nic in here if _is_vepa(nic)}
+    hairpin = not vepa or _sends_back(parent)
+    away = {mac for mac, mode in modes.items() if not shims.reaches_host(mode)} | (set() if hairpin else vepa)
+    guests = {address: mac for address, mac in guests.items() if mac not in away}
     leases = store.leases(parent=parent.name) if store else []
     owners = {lease.address: lease.machine for lease in leases}
     routes = routing.HostRoutes.read()
@@ -269,6 +301,9 @@ def _why(nic: NicView, mode: str, parent: str, hairpin: bool) -> str:
         return "an ipvlan has its parent's MAC, and leaves no room for a shim"
     if discovery.is_silent(nic):
         return "no address of it is known: macvm shim up asks it"
+    if taken := shims.routers().intersection(one.address for one in nic.addresses):
+        one = min(taken)
+        return f"{one} is the address of a router of this host's: macvm shim up --to {one} serves it all the same"
     return "left alone, as --no-shim asked"
 
 

@@ -39,6 +39,9 @@ _SYSCTLS = (
 )
 
 
+_MODES = {mode.value: mode for mode in MacvtapMode}
+
+
 class GuestRoute(NamedTuple):
     """A guest's address, the MAC it is at, and the parent it is behind."""
 
@@ -169,20 +172,31 @@ def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
 
 
 def reached_behind(store: Store, parent: Link) -> Guests:
-    """Of `guests_behind`, those that a shim reaches: what it sends to a VEPA guest goes by way of the switch."""
+    """Of `guests_behind`, those that a shim reaches: none in private or passthrough mode, which may be heard all the
+    same, and what it sends to a VEPA guest goes by way of the switch."""
     guests = guests_behind(store, parent.name)
-    away = vepa_macs(store, parent) if guests else set()
-    if not away.isdisjoint(guests.values()) and not sends_back(parent):
-        return {address: mac for address, mac in guests.items() if mac not in away}
-    return guests
+    modes = modes_behind(store, parent) if guests else {}
+    away = {mac for mac, mode in modes.items() if not reaches_host(mode)}
+    vepa = {mac for mac, mode in modes.items() if mode is MacvtapMode.VEPA}
+    if not vepa.isdisjoint(guests.values()) and not sends_back(parent):
+        away |= vepa
+    return guests if away.isdisjoint(guests.values()) else {one: mac for one, mac in guests.items() if mac not in away}
 
 
 def vepa_macs(store: Store, parent: Link) -> set[bytes]:
-    """Packed MACs of the guests in VEPA mode: as the kernel has it, else as they were told."""
-    modes = {link.mac: link.mode for link in netlink.links() if link.lower == parent.index and link.mode}
-    told = store.macs_told(MacvtapMode.VEPA)
-    away = {mac for mac, mode in modes.items() if mode == MacvtapMode.VEPA.value} | (told - modes.keys())
-    return {bytes.fromhex(mac.replace(":", "")) for mac in away}
+    """Packed MACs of the guests in VEPA mode."""
+    return {mac for mac, mode in modes_behind(store, parent).items() if mode is MacvtapMode.VEPA}
+
+
+def modes_behind(store: Store, parent: Link) -> dict[bytes, MacvtapMode]:
+    """Modes of the guests on a parent by their packed MACs: as the kernel has them, else as they were told. One that is
+    not there is in mode bridge, or none of libvirt's."""
+    told = [mode for mode in MacvtapMode if mode is not MacvtapMode.BRIDGE]
+    found: dict[str, MacvtapMode] = {mac: mode for mode in told for mac in store.macs_told(mode)}
+    for link in netlink.links():
+        if link.lower == parent.index and link.mode in _MODES:
+            found[link.mac] = _MODES[link.mode]
+    return {bytes.fromhex(mac.replace(":", "")): mode for mac, mode in found.items()}
 
 
 def sends_back(parent: Link) -> bool:
@@ -200,11 +214,19 @@ def guests_behind(store: Store, parent: str) -> Guests:
     # says that it has too.
     told = [(one.address, one.mac) for one in store.others.behind(parent)]
     heard = [(one.address, one.mac) for one in reversed(store.heard.behind(parent))]
+    if heard:
+        beyond = routers()  # which no guest becomes by saying so
+        heard = [(address, mac) for address, mac in heard if address not in beyond]
     if not told and not heard:
         return guests
     left_alone = {row["address"] for row in store.held_behind(parent, served=False)}
     beside = routing.packed([(address, mac) for address, mac in (*heard, *told) if address not in left_alone])
     return {one: mac for one, mac in beside.items() if not ipaddress.ip_address(one).is_link_local} | guests
+
+
+def routers() -> set[str]:
+    """Addresses that the host sends to by way of: a route through a shim to one of them takes the router's place."""
+    return {str(route.gateway) for route in netlink.routes() if route.gateway}
 
 
 def hold(context: Context, parent: Link) -> Link:

@@ -439,14 +439,23 @@ def _readable(wire: Listener | socket.socket, seconds: float) -> bool:
 #: The frames of a round of questions, given what was heard by then.
 Round = Callable[[Collection[Address]], Iterable[bytes]]
 
+#: Whether nobody wants to know any more; it is looked at every `_TURN` seconds.
+Stopped = Callable[[], bool]
 
-def ask(shim: str, mac: str, networks: Iterable[IPv4Network]) -> set[Address]:
+_TURN = 0.02
+
+
+def _never() -> bool:
+    return False
+
+
+def ask(shim: str, mac: str, networks: Iterable[IPv4Network], stopped: Stopped = _never) -> set[Address]:
     """A silent guest's addresses in these networks, each asked for by an ARP probe (RFC 5227) to its MAC alone.
 
     Networks of more than 1024 addresses are left out. From 0.0.0.0, so that the guest learns nothing and answers for
     nobody else, be it a router with proxy ARP; Linux answers for the addresses of all its NICs, though. `shim` is a
     link that is up on the guest's parent, and from which its mode lets it be reached: else there is no answer. Takes
-    about 0.5 s for a /24 and 0.9 s for a /22. Raises LinkGone, Unable.
+    about 0.5 s for a /24 and 0.9 s for a /22, less once it is `stopped`. Raises LinkGone, Unable.
     """
     asked = [address for network in networks if network.num_addresses <= ASK_MAX for address in network.hosts()]
     if not asked:
@@ -457,10 +466,10 @@ def ask(shim: str, mac: str, networks: Iterable[IPv4Network]) -> set[Address]:
     def unanswered(heard: Collection[Address]) -> Iterable[bytes]:
         return (probe for address, probe in probes.items() if address not in heard)
 
-    return _converse(shim, mac, [unanswered, unanswered]) & probes.keys()
+    return _converse(shim, mac, [unanswered, unanswered], stopped=stopped) & probes.keys()
 
 
-def ask_v6(shim: str, mac: str, networks: Iterable[IPv6Network] = ()) -> set[Address]:
+def ask_v6(shim: str, mac: str, networks: Iterable[IPv6Network] = (), stopped: Stopped = _never) -> set[Address]:
     """A silent guest's link-local address, and for each of these networks the one that it would speak from there.
 
     The shim has no address, so the questions come from made-up ones, one in each network, which nobody holds: a guest
@@ -486,7 +495,7 @@ def ask_v6(shim: str, mac: str, networks: Iterable[IPv6Network] = ()) -> set[Add
             (_echo(guest, ours, network), _echo(guest, ours, network, _UNKNOWN_OPTION)) for network in silent
         )
 
-    return {address for address in _converse(shim, mac, [first, then], [group]) if address.version == 6}
+    return {address for address in _converse(shim, mac, [first, then], [group], stopped) if address.version == 6}
 
 
 def _macs(shim: str, mac: str) -> tuple[bytes, bytes]:
@@ -517,7 +526,9 @@ def _whether_made(guest: bytes, ours: bytes, network: IPv6Network) -> bytes:
     return frames.icmpv6(guest, ours, _nobody(ours, network), target, message)
 
 
-def _converse(shim: str, mac: str, rounds: Sequence[Round], groups: Iterable[bytes] = ()) -> set[Address]:
+def _converse(
+    shim: str, mac: str, rounds: Sequence[Round], groups: Iterable[bytes] = (), stopped: Stopped = _never
+) -> set[Address]:
     """Asks in rounds, and returns what the guest was heard to have."""
     heard: set[Address] = set()
     with frames.refusals(shim, _USE):
@@ -525,13 +536,13 @@ def _converse(shim: str, mac: str, rounds: Sequence[Round], groups: Iterable[byt
         with wire:
             for questions, listen in zip(rounds, _LISTEN, strict=True):
                 left = list(questions(heard))
-                while left:
+                while left and not stopped():
                     for question in left[: frames.BATCH]:
                         with _full_queue():
                             wire.send(question)
                     left = left[frames.BATCH :]
-                    _hear(wire, mac, frames.PAUSE, heard)
-                _hear(wire, mac, listen, heard)
+                    _hear(wire, mac, frames.PAUSE, heard, stopped)
+                _hear(wire, mac, listen, heard, stopped)
     return heard
 
 
@@ -545,9 +556,9 @@ def _full_queue() -> Iterator[None]:
             raise
 
 
-def _hear(wire: socket.socket, mac: str, seconds: float, heard: set[Address]) -> None:
+def _hear(wire: socket.socket, mac: str, seconds: float, heard: set[Address], stopped: Stopped) -> None:
     until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0:
-        if _readable(wire, left):
+    while (left := until - time.monotonic()) > 0 and not stopped():
+        if _readable(wire, min(left, _TURN)):
             frame = wire.recv(2048)
             heard.update(said.address for said in parse(frame, True, (mac.lower(),)) if not said.lost)

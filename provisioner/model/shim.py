@@ -76,6 +76,7 @@ class To(NamedTuple):
 def parse_to(text: str) -> To:
     """`ADDRESS`, `ADDRESS,MAC` or an IPv4 block of at most 1024 addresses. Raises Usage."""
     word, sign, mac = text.partition(",")
+    word = word.strip().removesuffix("/32" if ":" not in word else "/128")
     if "/" not in word:
         return To(parse_address(word), Mac.parse(mac) if sign else "")
     if sign:

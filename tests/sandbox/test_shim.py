@@ -10,6 +10,7 @@ import pytest
 
 from tests.sandbox.kvm_host import KvmHost, complaints
 from tests.sandbox.test_json import valid
+from tests.sandbox.test_watch_events import say
 
 BOX = """
 ip netns add box
@@ -57,6 +58,7 @@ def test_a_block_serves_those_in_it_that_answer_behind_the_parent(container: Kvm
     container.macvm("shim", "up", "--to", "192.0.2.0/24")
     assert [one["address"] for one in status(container)["guests"]] == ["192.0.2.40"], "not the LAN peer, nor the host"
     assert "192.0.2.0/24 dev mv" not in container.sh("ip route"), "one route for each, never the block's"
+    assert "answers in 192.0.2.48/28" in container.macvm("shim", "up", "--to", "192.0.2.48/28").stderr
 
 
 def test_forgotten_is_no_longer_served_and_down_is_kept_for_the_next_up(container: KvmHost) -> None:
@@ -88,6 +90,11 @@ def test_up_again_changes_nothing_and_heals_what_was_taken_away(container: KvmHo
     ("to", "code", "said"),
     [
         ("192.0.2.41", 3, "192.0.2.41 does not answer on eth0"),
+        ("192.0.2.41/32", 3, "192.0.2.41 does not answer on eth0"),
+        ("192.0.2.1,02:00:00:00:00:41", 4, "192.0.2.1 is that of a router of this host's"),
+        ("192.0.2.255,02:00:00:00:00:41", 2, "192.0.2.255 is the broadcast address"),
+        ("224.0.0.1,02:00:00:00:00:41", 2, "224.0.0.1 is no address that a guest may have"),
+        ("fe80::41,02:00:00:00:00:41", 2, "fe80::41 is link-local"),
         ("192.0.2.1", 2, "which is no macvlan on eth0: the host reaches it over the LAN"),
         ("192.0.2.2", 4, "192.0.2.2 is this host's own address"),
         ("192.0.0.0/16", 2, "192.0.0.0/16 is too large"),
@@ -248,3 +255,63 @@ def test_a_vepa_guest_is_reached_as_far_as_the_switch_sends_back(host: KvmHost) 
             host.macvm("shim", "down")
     finally:
         host.nodes.hairpin(False)
+
+
+@pytest.fixture
+def speaker(host: KvmHost) -> Iterator[KvmHost]:
+    """With a guest whose frames the test sends, and a second NIC to take for it alone."""
+    with host.unchanged():
+        host.sh("ip link add port1 type veth peer name far1; ip link set far1 up; ip link set port1 up")
+        yield host
+        host.macvm("delete", "--yes", "speaker")
+        host.sh("macvm shim down || true; ip link del port1")
+
+
+def make_speaker(host: KvmHost, *words: str) -> tuple[str, str]:
+    """MAC and device."""
+    host.macvm("create", "speaker", "--memory", "96", *words)
+    nic = host.show("speaker")["nics"][0]
+    return nic["mac"], nic["device"]
+
+
+def hear(host: KvmHost, mac: str, address: str) -> None:
+    """Until macvm knows it; by then its route is there, where one is to be."""
+    with host.node.start(["bash", "-c", f"while {say(host, mac, address)}; do sleep 0.1; done"]) as speaks:
+        assert host.macvm("ip", "speaker", "--wait").stdout == f"{address}\n"
+        speaks.signal(9)
+
+
+def test_a_guest_that_is_heard_in_mode_private_gets_no_route(speaker: KvmHost) -> None:
+    mac, device = make_speaker(speaker, "--ip", "none", "--mode", "private")
+    routed = "192.0.2.45 dev mv-eth0 proto 109"
+    hear(speaker, mac, "192.0.2.45")
+    assert routed not in speaker.sh("ip route")
+    for found in (status_up(speaker), status(speaker)):
+        assert found["guests"] == []
+        assert [(one["owner"], one["mode"]) for one in found["unreached"]] == [("speaker", "private")]
+        assert "private NIC" in found["unreached"][0]["reason"]
+    speaker.macvm("nic", "set", "speaker", "--mode", "bridge")
+    assert routed in speaker.sh("ip route")
+    speaker.sh(f"ip link set {device} type macvtap mode private")
+    assert status_up(speaker)["guests"] == [], "what the kernel has counts"
+    assert routed not in speaker.sh("ip route")
+
+
+def test_a_guest_that_is_heard_in_mode_passthrough_keeps_nothing_from_coming_up(speaker: KvmHost) -> None:
+    speaker.sh("ip addr add 198.51.100.2/24 dev port1")
+    mac, _ = make_speaker(speaker, "--nic", "parent=port1,mode=passthrough,ip=none", "--take-parent")
+    hear(speaker, mac, "198.51.100.45")
+    for words in (["up"], ["status", "port1"]):
+        ((unreached,),) = [one["unreached"] for one in speaker.json("shim", *words)]
+        assert (unreached["owner"], unreached["mode"]) == ("speaker", "passthrough")
+        assert "--nic libvirt=" in unreached["reason"]
+
+
+def test_a_guest_that_says_it_is_the_router_is_not_taken_for_it(speaker: KvmHost) -> None:
+    mac, _ = make_speaker(speaker, "--ip", "none")
+    hear(speaker, mac, "192.0.2.1")
+    found = status_up(speaker)
+    assert found["guests"] == []
+    assert "192.0.2.1 is the address of a router of this host's" in found["unreached"][0]["reason"]
+    assert "192.0.2.1 dev mv-eth0" not in speaker.sh("ip route; ip neigh")
+    assert " 0% packet loss" in speaker.sh("ping -c1 -W2 192.0.2.1")
