@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,17 +63,24 @@ def target(context: Context, name: str, user: str | None, key: Path | None) -> T
 def config(context: Context, names: Sequence[str], key: Path | None) -> Config:
     """Of the machines named, or of all that run. Who calls through sudo is given files of their own, since it is not
     root who will use it. Raises NotFound, NoAddress, Usage; what is not named is left out instead."""
+    return config_of(context, _chosen(context, names), key, named=bool(names))
+
+
+def config_of(
+    context: Context, found: Iterable[tuple[MachineView, Reached]], key: Path | None, *, named: bool = False
+) -> Config:
+    """As `config`, of machines that somebody has looked at. `named`: none of them may be left out."""
     keys = (key,) if key else _default_keys(context)
     targets, notes = [], []
-    for machine, reached in _chosen(context, names):
+    for machine, reached in found:
         if not _PLAIN.fullmatch(machine.name):
             problem = f"{printable(machine.name, 70)} is no name for a Host line"
-            if names:
+            if named:
                 raise Usage(problem, "rename the machine: virsh domrename")
             notes.append(f"left out: {problem}")
         elif reached.address is None or machine.uuid is None:
             said, hint = reaching.why_none(context, machine, reached)
-            if names:
+            if named:
                 raise reaching.NoAddress(said, hint)
             notes.append(f"left out: {said}")
         else:
@@ -158,9 +165,13 @@ def _quoted(path: Path) -> str:
 
 def argv(to: Target, command: Sequence[str]) -> list[str]:
     """`--` ends ssh's options: without it ssh looks for more of them behind the address."""
-    words = [word for name, value in _options(to) for word in ("-o", f"{name}={value}")]
     user = ["-l", to.user] if to.user else []
-    return ["ssh", *words, *user, "--", to.address, *command]
+    return ["ssh", *option_words(to), *user, "--", to.address, *command]
+
+
+def option_words(to: Target) -> list[str]:
+    """Of any of OpenSSH's programs. Raises Unable for a path that none of them can be told of."""
+    return [word for name, value in _options(to) for word in ("-o", f"{name}={value}")]
 
 
 def block(to: Target) -> str:

@@ -44,6 +44,7 @@ COMMANDS = {
     "network": ("provisioner.cli.networks", "network", "LAN segments with addresses that macvm gives out."),
     "endpoint": ("provisioner.cli.endpoints", "endpoint", "Network namespaces on the LAN, as containers are."),
     "lab": ("provisioner.cli.labs", "lab", "Many VMs from one file."),
+    "inventory": ("provisioner.cli.inventory", "inventory", "Print the VMs that run as an inventory for Ansible."),
     "image": ("provisioner.cli.images", "image", "The images that VMs are made from."),
     "gc": ("provisioner.cli.upkeep", "gc", "Finish or undo what was left unfinished."),
     "purge": ("provisioner.cli.purge", "purge", "Take away all that macvm made on this host."),

@@ -45,7 +45,8 @@ def web(host: KvmHost) -> Iterator[None]:
             f"cat > {HERE}/user-data <<'END'\n{USER_DATA}END")  # fmt: skip
     host.macvm("image", "import", debian_root.disk(), "debian-test:12")
     host.nodes.dhcp(True)
-    create(host, "--dns", "192.0.2.53", "--user-data", f"{HERE}/user-data", "--nic", "ip=dhcp,mtu=1400")
+    create(host, "--dns", "192.0.2.53", "--user-data", f"{HERE}/user-data", "--nic", "ip=dhcp,mtu=1400",
+           "--lab", "classic", "--label", "role=web")  # fmt: skip
     host.sh(f"macvm ssh-config -i {KEY} > {CONFIG}")
     yield
     host.clear()
@@ -118,6 +119,23 @@ def test_ansible(host: KvmHost) -> None:
     ansible = f"env ANSIBLE_HOME={HERE}/ansible LC_ALL=C.UTF-8 {Path(sys.executable).with_name('ansible')} -i {HERE}/inventory all"
     assert "web | CHANGED | rc=0 >>\nweb" in host.sh(f"{ansible} -m raw -a hostname", timeout=PATIENCE)
     assert '"ping": "pong"' in host.sh(f"{ansible} -m ping", timeout=PATIENCE)
+
+
+def test_ansible_by_macvms_own_inventory(host: KvmHost) -> None:
+    """As a file, through a pipe, and as a script that it asks: without a word of ssh's in the way."""
+    programs = Path(sys.executable).parent
+    ansible = f"env ANSIBLE_HOME={HERE}/ansible LC_ALL=C.UTF-8 {programs}"
+    host.sh(f"""macvm inventory -i {KEY} > {HERE}/hosts.yaml; chmod 755 {HERE}
+        printf '#!/bin/sh\nexec macvm inventory -i {KEY} "$@"\n' > {HERE}/script; chmod 755 {HERE}/script""")
+    file = json.loads(host.sh(f"{ansible}/ansible-inventory -i {HERE}/hosts.yaml --list"))
+    asked = json.loads(host.sh(f"{ansible}/ansible-inventory -i {HERE}/script --list"))
+    assert file == asked
+    assert (file["role_web"]["hosts"], file["lab_classic"]["hosts"]) == (["web"], ["web"])
+    assert host.json("inventory", "-i", KEY, "--host", "web") == file["_meta"]["hostvars"]["web"]
+    pipe = f"{ansible}/ansible -i <(macvm inventory -i {KEY} --lab classic)"
+    assert "web | CHANGED | rc=0 >>\nweb" in host.sh(f"{pipe} role_web -m raw -a hostname", timeout=PATIENCE)
+    assert '"ping": "pong"' in host.sh(f"{pipe} all -m ping", timeout=PATIENCE)
+    assert host.macvm("inventory", "--lab", "other", status=3).stderr.startswith("error: no VM is of a lab 'other'")
 
 
 # --- what cloud-init makes of the seed --------------------------------------------------------------------------------
