@@ -216,6 +216,31 @@ def _end(done: Sequence[str], problems: Sequence[str], hints: Sequence[str], sto
 
 @lab.command()
 @_TARGETS
+def status(targets: Sequence[str]) -> None:
+    """Show each thing of a lab, as it is wanted and as it is. Of a lab whose file is gone: what there is."""
+    from provisioner.actions.labs import status as looked
+
+    with looking() as (context, options):
+        file, name, only = _split(context, targets)
+        if name and not (file and Path(file).exists()):
+            tell(f"note: the lab's file is gone, and with it what is wanted: {file or 'none was ever named'}")
+            found = looked.look(context, name, None, only)
+        else:
+            wanted, only = _load(context, targets)
+            found = looked.look(context, wanted.name, wanted, only)
+    if options.output == "json":
+        return render.print_json(found)
+    if options.output == "name":
+        return render.print_names(one.name for one in found.things)
+    rows = [
+        (one.kind, one.name, one.wanted or "", one.real or "", ", ".join(one.addresses), "; ".join(one.differs))
+        for one in found.things
+    ]
+    return render.print_table(("KIND", "NAME", "WANTED", "REAL", "ADDRESSES", "DIFFERS"), rows)
+
+
+@lab.command()
+@_TARGETS
 @_JOBS
 @click.option("--keep-disks", is_flag=True, help="Leave the disks, and say where they are.")
 @_DRY_RUN
