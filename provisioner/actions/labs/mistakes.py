@@ -27,13 +27,15 @@ class Mistake(NamedTuple):
 #: As many mistakes are said of one file; who has more has them from one cause.
 MOST_SAID = 500
 
+_LONGEST = 400
+
 
 class LabMistakes(Problems):
     """A lab file is wrong, as often as there are `problems`: each says `FILE:LINE:COLUMN: what`, and has a hint. As
     text, a line each."""
 
     def __init__(self, path: Path, mistakes: Iterable[Mistake]) -> None:
-        found = sorted(set(mistakes))
+        found = sorted({Mistake(at, _visible(what), _visible(hint)) for at, what, hint in mistakes})
         if more := found[MOST_SAID:]:
             found[MOST_SAID:] = [Mistake(more[0].place, f"{len(more)} more mistakes follow", "mend those above first")]
         self.mistakes = tuple(found)
@@ -43,6 +45,15 @@ class LabMistakes(Problems):
 
     def __str__(self) -> str:
         return self.message
+
+
+def _visible(text: str) -> str:
+    """`text`, of which the file may have brought in anything, as one line that a terminal shows as it is."""
+    if len(text) > _LONGEST:
+        text = f"{text[:_LONGEST]}…"
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 def guess(word: str, known: Iterable[str]) -> str:

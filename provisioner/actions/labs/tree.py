@@ -38,6 +38,9 @@ MOST_VALUES = 50_000
 
 START = Place(1, 1)
 
+#: Characters of a text with variables in it that a mistake shows.
+_SHOWN = 60
+
 _NULL = ("", "~", "null", "Null", "NULL")
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<inside>[^}]*)(?P<end>\}?))")
 _INSIDE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
@@ -169,7 +172,7 @@ class _Reader:
             raise _TooMuch
         if isinstance(event, AliasEvent):
             hint = "`defaults` holds what VMs share, and `count` makes several alike"
-            self._complain(event, f"*{event.anchor} is an alias, which a lab file has none of", hint)
+            self._complain(event, f"*{event.anchor[:_SHOWN]} is an alias, which a lab file has none of", hint)
             return _broken()
         tag = getattr(event, "ctag", None) or getattr(event, "tag", None)
         if tag is not None and str(tag):
@@ -267,7 +270,8 @@ class _Reader:
 
         text = Text(_VARIABLE.sub(value, event.value))
         text.broken = wrong
-        text.written = event.value if any(not found["dollar"] for found in _VARIABLE.finditer(event.value)) else ""
+        if any(not found["dollar"] for found in _VARIABLE.finditer(event.value)):
+            text.written = event.value if len(event.value) <= _SHOWN else f"{event.value[:_SHOWN]}…"
         return text
 
     def _beginning(self, event: ScalarEvent) -> tuple[Place, bool]:
