@@ -15,17 +15,17 @@ from provisioner.actions.firmware import choose_firmware
 from provisioner.actions.removal import LOG_DIR
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.shims import GuestRoute, guest_routes
+from provisioner.actions.virt_type import choose_virt_type
 from provisioner.actions.wiring import Findings, Surroundings, plan_nics
 from provisioner.context import Context
 from provisioner.errors import NotFound, Taken, Unable, Usage
 from provisioner.host import disks, system
-from provisioner.host.hypervisor import kvm_problem
 from provisioner.host.store import StoredImage
 from provisioner.model.domain_xml.parsing import parse
 from provisioner.model.domain_xml.writing import domain_xml
 from provisioner.model.found import Marks
 from provisioner.model.machine import Machine
-from provisioner.model.names import check_name, printable
+from provisioner.model.names import check_name
 from provisioner.model.nic import Nic
 from provisioner.model.seed import SeedRequest, seed_files
 from provisioner.model.sizes import DEFAULT_MEMORY, LEAST_MEMORY, human_size
@@ -248,20 +248,6 @@ def _sized(request: CreateRequest, image: StoredImage | None, notes: list[str]) 
         notes.append(f"{entry.name} gets {least} of memory: it works with no less")
     disk = entry.disk if entry.disk > max(image.virtual_size, request.disk_size or 0) else request.disk_size
     return request._replace(memory=request.memory or max(DEFAULT_MEMORY, entry.memory), disk_size=disk)
-
-
-def choose_virt_type(wanted: str, notes: list[str]) -> str:
-    if wanted not in ("auto", "kvm", "qemu"):
-        # The option's words are checked before; these come from the environment or the configuration file.
-        raise Usage(f"{printable(wanted)} is no virt_type", "auto, kvm or qemu")
-    problem = kvm_problem() if wanted in ("auto", "kvm") else ""
-    if wanted == "auto":
-        if problem:
-            notes.append(f"KVM cannot run guests here ({problem}): QEMU emulates the CPU, which is slow")
-        return "qemu" if problem else "kvm"
-    if wanted == "kvm" and problem:
-        raise Unable(f"KVM cannot run guests here: {problem}", "use --virt-type qemu")
-    return wanted
 
 
 def _check_boot_files(request: CreateRequest) -> None:

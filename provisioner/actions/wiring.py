@@ -262,7 +262,8 @@ def check_addresses(context: Context, nic: Nic, planned: list[Nic]) -> None:
             raise Taken(f"address {address} is this host's own, on {own[address]}", "choose another with --ip")
         if address in routers:
             raise Taken(f"address {address} is that of a router of this host's", "choose another with --ip")
-        holder = store.holder_of(nic.parent, str(address)) if store else None
+        # One that a network gives out may be another's since it was foreseen: the claim then takes the next.
+        holder = store.holder_of(nic.parent, str(address)) if store and not nic.addressing.auto else None
         if holder:
             raise Taken(f"address {address} is held by machine {holder}", "choose another with --ip")
         if any(address in other.addressing.addresses for other in planned):

@@ -135,14 +135,15 @@ def up(
 
     What can change while guests run, does. The rest is named, and done with --restart or --recreate.
     """
-    from provisioner.actions.labs import preview
     from provisioner.actions.labs import up as bringing
-    from provisioner.actions.labs.machine_work import Leave
+    from provisioner.actions.labs.plan import Leave
     from provisioner.cli.lab_progress import showing
 
     if wait_for and wait_for not in words.WAIT_FOR:
         raise Usage(f"--wait={wait_for} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
     if dry_run:
+        from provisioner.actions.labs import preview
+
         with looking() as (context, _):
             wanted, only = _load(context, targets)
             click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only))))
@@ -247,10 +248,11 @@ def status(targets: Sequence[str]) -> None:
 def down(targets: Sequence[str], jobs: int | None, keep_disks: bool, dry_run: bool) -> None:
     """Remove what a lab made, and nothing else. Its file is not needed where the lab is named."""
     from provisioner.actions.labs import down as taking
-    from provisioner.actions.labs import preview
     from provisioner.cli.lab_progress import showing
 
     if dry_run:
+        from provisioner.actions.labs import preview
+
         with looking() as (context, _):
             made, only = _find(context, targets)
             click.echo("\n".join(preview.down(context, made, only)))

@@ -6,8 +6,6 @@ They are made with a key that only root can read, for everybody may read a machi
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from pathlib import Path
 
 from provisioner.actions.request import CreateRequest
@@ -43,6 +41,10 @@ def _content(path: Path) -> bytes:
 
 
 def _digest(key: bytes, part: str, value: object) -> str:
+    # For the few machines that something is said of.
+    import hashlib
+    import hmac
+
     return hmac.new(key, repr((part, value)).encode(), hashlib.sha256).hexdigest()[:_LENGTH]
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from provisioner.actions import endpoint_removal, machines, networks, recovery, reset
+from provisioner.actions.labs.bringing import remove_shim
 from provisioner.actions.labs.runner import Event, Runner, Task, Watch, default_jobs
-from provisioner.actions.labs.up import Failure, changing, remove_shim
+from provisioner.actions.labs.up import Failure, changing
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound
 from provisioner.host.labs import Labs, StoredLab, Thing

@@ -3,11 +3,9 @@ is wanted."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from provisioner.actions import attaching, images, machines, nic_changes, nics, power, shims
 from provisioner.actions.labs.nic_plan import Ask, NicStep, is_told
-from provisioner.actions.labs.plan import MachineWork
+from provisioner.actions.labs.plan import Leave, MachineWork
 from provisioner.actions.labs.wanted import WantedMachine
 from provisioner.actions.plan import make_again
 from provisioner.actions.request import CreateRequest
@@ -21,13 +19,6 @@ from provisioner.model.nic import Nic
 
 #: Seconds that a guest may take to shut down.
 _STOP_TIMEOUT = 60.0
-
-
-class Leave(NamedTuple):
-    """What the user lets a machine go through."""
-
-    restart: bool = False
-    recreate: bool = False
 
 
 def gives_up(work: MachineWork, leave: Leave) -> bool:

@@ -150,9 +150,14 @@ def _differs(wish: WantedNic, there: RealNic, promises: Promises) -> Iterator[st
     elif there.saved and there.saved_mode is not wish.mode and not passthrough:
         yield f"mode of the definition {_mode(there.saved_mode)} → {wish.mode.value}"
     if there.told and not is_told(wish, there.told):
-        yield f"address {there.told.addressing} → {wish.asked.addressing}"
+        asked = wish.asked.addressing
+        yield f"address {_words(there.told.addressing)} → {_words(asked)}"
     if there.link != "up":
         yield "the link is down"
+
+
+def _words(told: Addressing) -> str:
+    return ", ".join(map(str, told.addresses)) or str(told)
 
 
 def is_told(wish: WantedNic, told: Nic) -> bool:

@@ -16,6 +16,7 @@ from provisioner.host.labs import Thing
 from provisioner.model.endpoint import IpvlanMode
 from provisioner.model.names import Mac
 from provisioner.model.network import Network
+from provisioner.model.nic import Addressing
 from provisioner.model.sizes import DEFAULT_MEMORY, human_size
 
 
@@ -30,6 +31,13 @@ class Change(NamedTuple):
     reason: str
     how: str = "live"
     machine: str = ""
+
+
+class Leave(NamedTuple):
+    """What the user lets a machine go through."""
+
+    restart: bool = False
+    recreate: bool = False
 
 
 class MachineWork(NamedTuple):
@@ -267,7 +275,8 @@ class _Planning:
             if not self._chosen(name):
                 continue
             there = self.real.endpoints.get(name)
-            words = f"{_mode_words(wish)} on {wish.request.network or wish.nic.parent}, {wish.request.addressing}"
+            told = _address_words(wish.request.addressing)
+            words = f"{_mode_words(wish)} on {wish.request.network or wish.nic.parent}, {told}"
             if there is None:
                 new.append(wish)
                 changes.append(Change("+", "endpoint", name, words, "there is none"))
@@ -424,7 +433,12 @@ def _nic_words(nic: WantedNic) -> str:
     if nic.asked.libvirt_network:
         return f"libvirt network {nic.asked.libvirt_network}"
     where = nic.asked.network or nic.parent
-    return f"{nic.mode.value} on {where} ({nic.asked.addressing})"
+    return f"{nic.mode.value} on {where} ({_address_words(nic.asked.addressing)})"
+
+
+def _address_words(asked: Addressing) -> str:
+    """As the file has it: the length of an address comes from the network."""
+    return ", ".join(map(str, asked.addresses)) or str(asked)
 
 
 def _nic_change(machine: str, step: NicStep) -> Change:

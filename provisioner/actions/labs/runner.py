@@ -18,9 +18,9 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError
 from provisioner.host.hypervisor import Hypervisor
 
-#: Two starts to a core are quicker than one: each waits for QEMU half of its time.
-_JOBS_PER_CORE = 2
-_MOST_JOBS = 16
+#: Each waits most of its time, for QEMU or for the LAN to answer.
+_JOBS_PER_CORE = 4
+_MOST_JOBS = 32
 
 #: Opening a store changes the process's umask for a moment.
 _opening = threading.Lock()
@@ -39,10 +39,11 @@ Watch = Callable[[Event], None]
 
 
 class Task(NamedTuple):
-    """One thing to do; its result is kept under its name."""
+    """One thing to do; its result is kept under its name. `last` False where more is to be done to it afterwards."""
 
     name: str
     act: Callable[[Context], Any]
+    last: bool = True
 
 
 class Stopped(BaseException):
@@ -156,11 +157,12 @@ class _Worker:
             return error
         except Stopped:
             self._tell(Event(task.name, "stopped"))
-            return MacvmError("stopped; what was begun has been undone")
+            return MacvmError("stopped; what was begun has been undone", "again, and it goes on")
         except OSError as error:
             self._tell(Event(task.name, "failed", str(error)))
             return MacvmError(f"{task.name}: {error}", "is the disk full?")
-        self._tell(Event(task.name, "done"))
+        if task.last:
+            self._tell(Event(task.name, "done"))
         return result
 
     def close(self) -> None:

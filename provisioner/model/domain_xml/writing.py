@@ -98,23 +98,25 @@ def interface(nic: Nic) -> Element:
 def _fill_marks(root: Element, marks: Marks) -> None:
     metadata = _child(root, "metadata")
     _drop(metadata, f"{NS}machine")
-    metadata.append(_mark(marks))
+    mark = etree.SubElement(metadata, f"{NS}machine", nsmap={_PREFIX: NAMESPACE})
+    _say_marks(mark, marks, NS)
 
 
 def marks_xml(marks: Marks) -> tuple[str, str]:
-    """macvm's part of a domain's metadata, for libvirt to put into one that is there, and its namespace."""
-    return etree.tostring(_mark(marks), encoding="unicode"), NAMESPACE
+    """macvm's part of a domain's metadata, for libvirt to put into one that is there, and its namespace, which libvirt
+    itself gives to the elements."""
+    mark = etree.Element("machine")
+    _say_marks(mark, marks, "")
+    return etree.tostring(mark, encoding="unicode"), NAMESPACE
 
 
-def _mark(marks: Marks) -> Element:
-    mark = etree.Element(f"{NS}machine", nsmap={_PREFIX: NAMESPACE})
+def _say_marks(mark: Element, marks: Marks, space: str) -> None:
     for tag in ("image", "base", "login", "password", "lab", "wish"):
         value = getattr(marks, tag)
         if value:
-            etree.SubElement(mark, NS + tag).text = value
+            etree.SubElement(mark, space + tag).text = value
     for key, value in marks.labels:
-        etree.SubElement(mark, f"{NS}label", key=key).text = value
-    return mark
+        etree.SubElement(mark, f"{space}label", key=key).text = value
 
 
 def _fill_cpu(root: Element, machine: Machine) -> None:
