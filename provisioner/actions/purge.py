@@ -131,6 +131,10 @@ def _take_links(context: Context, traces: Traces, store: Store | None, taking: _
         taking.take("endpoints", name, partial(endpoint_removal.delete, context, [name]))
     for stray in traces.strays:
         taking.take("endpoints", stray.name, partial(purge_links.remove_stray, stray))
+    if store:
+        # A `shim watch` in somebody's terminal would make them again.
+        with taking.findings.checking():
+            pruning.prune(store)
     for link in traces.links:
         taking.take("links", link.name, partial(_remove_link, context, link, store))
     for link, found in traces.routes:
@@ -168,9 +172,6 @@ def _take_files(context: Context, traces: Traces, left: Collection[str], taking:
     for path in traces.files:
         if not left or not _is_needed(context, path, left):
             taking.take("files", path, partial(_remove_file, context, path))
-    if traces.untrue:
-        with taking.findings.checking():
-            pruning.prune(context.store)
     if left:
         return
     # SQLite would write to it as it closes.

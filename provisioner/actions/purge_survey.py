@@ -91,13 +91,14 @@ class _Look:
         doomed = {one.nic.mac for one in endpoints} | {stray.link.mac for stray in strays}
         vlans = self._look_at_vlans(doomed)
         # Nothing to keep is nothing to keep a store for.
-        all_goes = not self._keep or not (contents.machines or contents.images or self._unknown)
+        kept = self._machines.ours or contents.machines or contents.images or self._unknown
+        all_goes = not (self._keep and kept)
         used = dict(_used_by_others(context, self._machines)) if all_goes else {}
         owners, given_back_later = self._owners()
         return Traces(
             keeps_vms=self._keep,
             units=tuple(install.find()[0]),
-            hosts_block=hosts.BEGIN in hosts_file.read().splitlines(),
+            hosts_block=any(line.strip() == hosts.BEGIN for line in hosts_file.read().splitlines()),
             machines=() if self._keep else self._machines.ours,
             endpoints=tuple(one.name for one in endpoints),
             strays=strays,

@@ -38,9 +38,9 @@ def purge(keep_vms: bool, dry_run: bool) -> None:
         traces = purge_survey.look(context, keep_vms=keep_vms)
         if not traces.is_empty:
             if not options.yes:
-                tell("This goes from this host:")
+                click.echo("This goes from this host:", err=True)
                 for line in purge_preview.summary(context, traces):
-                    tell(f"  {line}")
+                    click.echo(f"  {line}", err=True)
             confirm("Take it all away?", options)
         try:
             done = purging.purge(context, keep_vms=keep_vms)
