@@ -93,8 +93,7 @@ def plan(wanted: Wanted, real: Real, only: Collection[str] = ()) -> Plan:
     known = {one.request.name for one in wanted.machines} | {one.request.name for one in wanted.endpoints}
     for name in only:
         if name not in known:
-            said = f"{wanted.name} has no VM {name}" if not known else f"{wanted.name} has no {name}"
-            raise NotFound(said, f"there are {', '.join(sorted(known)) or 'none'}")
+            raise NotFound(f"{wanted.name} has no {name}", f"there are {', '.join(sorted(known)) or 'none'}")
     return _Planning(wanted, real, frozenset(only)).all()
 
 
@@ -147,6 +146,8 @@ class _Planning:
         new, changed, gone, changes = list[Network](), list[Network](), list[str](), list[Change]()
         for network in self.wanted.networks:
             there = self.real.networks.get(network.name)
+            if there is None and not self._needed(network.name):
+                continue
             if there is None:
                 new.append(network)
                 changes.append(Change("+", "network", network.name, _network_words(network), "there is none"))
@@ -172,6 +173,12 @@ class _Planning:
                 gone.append(name)
                 changes.append(Change("-", "network", name, "", "not in the file"))
         return new, changed, gone, changes
+
+    def _needed(self, network: str) -> bool:
+        """By one of those that alone are to change."""
+        nics = [(one.request.name, nic) for one in self.wanted.machines for nic in one.nics]
+        nics += [(one.request.name, one.nic) for one in self.wanted.endpoints]
+        return any(self._chosen(name) and nic.asked.network == network for name, nic in nics) or not self.only
 
     def _check_holders(self, name: str) -> None:
         mine = {*self.real.machines, *(one.name for one in self.real.made if one.kind == "endpoint")}
@@ -227,6 +234,7 @@ class _Planning:
         request, marks = machine.request, there.now.marks
         assert marks is not None
         parts = differences(marks.wish, machine.wish) if machine.wish is not None else []
+        parts = [part for part in parts if not _is_so(part, request, there)]
         at_first = [part.replace("_", " ") for part in parts if part in AT_FIRST_BOOT]
         smaller, larger = _disk_differs(request, there)
         sizes = _sizes_differ(machine, there)
@@ -341,6 +349,14 @@ def _disk_differs(request: CreateRequest, there: RealMachine) -> tuple[list[str]
         return [], []
     said = [f"disk {human_size(there.disk_size)} → {human_size(wanted)}"]
     return (said, []) if wanted < there.disk_size else ([], said)
+
+
+def _is_so(part: str, request: CreateRequest, there: RealMachine) -> bool:
+    """Whether a machine has what its file says by now, though it was not made from that word."""
+    marks = there.now.marks
+    if part == "image":
+        return marks is not None and request.image == marks.image and not request.checksum
+    return part == "firmware" and request.firmware == there.now.firmware
 
 
 def _sizes_differ(machine: WantedMachine, there: RealMachine) -> list[str]:
