@@ -11,6 +11,7 @@ import click
 
 from provisioner.cli import render, words
 from provisioner.cli.base import group
+from provisioner.cli.completion import machine_names
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Usage
 
@@ -330,6 +331,30 @@ def reset(targets: Sequence[str], jobs: int | None, dry_run: bool) -> None:
         with showing(context, options) as watch:
             taken = taking.reset_machines(context, made.name, only, watch, jobs=jobs or 0)
     _report_taken(made.name, taken, options, "reset")
+
+
+@lab.command()
+@click.argument("globs", nargs=-1, metavar="[VM]…", shell_complete=machine_names)
+@click.option("--lab", "of_lab", metavar="L", help="Of this lab.")
+def export(globs: Sequence[str], of_lab: str | None) -> None:
+    """Print a lab file of VMs that are there, with their networks, endpoints and shims.
+
+    What guests were told at their first boot (user-data, keys, passwords) cannot be read back, and is not in it.
+    """
+    with looking() as (context, options):
+        from provisioner.actions.labs import export as exporting
+        from provisioner.actions.labs import writing
+
+        found = exporting.look(context, globs, of_lab)
+    for note in found.notes:
+        tell(f"note: {note}")
+    file = writing.text(found.lab)
+    if options.output == "json":
+        render.print_json({"lab": found.lab.name, "file": file, "notes": found.notes})
+    elif options.output == "name":
+        render.print_names(request.name for request in found.lab.machines)
+    else:
+        click.echo(file, nl=False)
 
 
 @lab.command()
