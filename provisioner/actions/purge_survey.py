@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from provisioner.actions import install, nics, purge_links, ssh
+from provisioner.actions import install, nics, passthrough, purge_links, ssh
 from provisioner.actions.purge_links import Stray, Vlans
 from provisioner.actions.removal import LOG_DIR
 from provisioner.context import CONFIG, Context
@@ -135,8 +135,8 @@ class _Look:
         for owner in self._store.rememberers() if self._store else ():
             if self._unknown or owner in running:
                 name = running.get(owner, owner)
-                keys = ", ".join(key for key, _ in self._store.remembered_of(owner)) if self._store else ""
-                later.append(f"{keys} stays as {name} needs it while it runs")
+                lines = "; ".join(passthrough.giving_back_lines(self._context, owner))
+                later.append(f"{name} may run in passthrough, and its parent stays as it needs it; afterwards: {lines}")
             else:
                 now.append(owner)
         return now, later

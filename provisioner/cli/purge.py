@@ -13,7 +13,6 @@ from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.context import Options
 from provisioner.errors import PartlyDone, Problems
 
-_NOTHING = "nothing of macvm's is left on this host"
 _KINDS = {"machines": "VM", "endpoints": "endpoint", "links": "link", "routes": "route to", "restored": ""}
 
 
@@ -64,7 +63,7 @@ def _print(done: Purged, options: Options) -> None:
     if done.files:
         tell(f"removed: {len(done.files)} {'file' if len(done.files) == 1 else 'files'}")
     elif not any(gone.values()) and not done.remains:
-        tell(_NOTHING)
+        tell(f"nothing {'else ' if done.stays else ''}of macvm's is left on this host")
     for line in done.stays:
         tell(f"note: {line}")
 
