@@ -53,7 +53,9 @@ def record(context: Context, nic: NicView, heard: Iterable[Heard]) -> bool:
     """Keeps what a guest was heard to have. Whether anything is new; the caller then has the routes follow."""
     has: dict[str, bool] = {}
     for one in heard:
-        if one.lost and one.address.is_unspecified:
+        if _is_moved(context, nic, one):
+            has = {address: there for address, there in has.items() if ":" in address} | {"": False}
+        elif one.lost and one.address.is_unspecified:
             has = {address: there for address, there in has.items() if ":" in address}
         address = "" if one.address.is_unspecified else str(one.address)
         has.pop(address, None)  # what was said last comes last
@@ -66,6 +68,15 @@ def record(context: Context, nic: NicView, heard: Iterable[Heard]) -> bool:
     kept = [address for address, there in has.items() if there and address not in left_out]
     gone = [address for address, there in has.items() if not there]
     return context.store.heard.learn(nic.mac, nic.parent or "", kept, gone)
+
+
+def _is_moved(context: Context, nic: NicView, one: Heard) -> bool:
+    """Whether DHCP gives a guest an address that it had not: what it had before, by DHCP or not, it has only where it
+    goes on saying so."""
+    given = one.how == "dhcp" and not one.lost and one.address.version == 4
+    return given and str(one.address) not in {
+        known.address for known in context.store.heard.all() if known.mac == nic.mac
+    }
 
 
 def ask_silent(context: Context, nics: Iterable[NicView]) -> list[str]:

@@ -20,6 +20,7 @@ import pytest
 from provisioner.actions.sandbox import Node, Sandbox
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.reach import Place, Station, Verdict, expected
+from tests.conftest import Require
 from tests.sandbox.conftest import make_sandbox
 from tests.sandbox.kvm_host import KvmHost, complaints
 
@@ -253,7 +254,8 @@ for number in $(echo "$QUERY_STRING" | tr , ' '); do
 done
 wait
 END
-chmod 755 /www/cgi-bin/ping
+sed 's/ping -c2 .*/echo "$address $(ping -c8 -W2 "$address" | grep -c seq=)") \\&/' /www/cgi-bin/ping > /www/cgi-bin/long
+chmod 755 /www/cgi-bin/ping /www/cgi-bin/long
 echo ready > /www/ready
 """
 
@@ -337,6 +339,41 @@ def test_the_host_reaches_a_private_guest_through_its_parent_with_hairpin(guests
     set_hairpin(guests.nodes, hairpin)
     assert "dev eth0 " in guests.sh(f"ip route get {ADDRESSES['pia'][2][0]}")
     assert ("pia" in answering(guests, "host", ["pia"])) == hairpin
+
+
+def test_a_guest_reaches_the_host_while_another_is_killed(guests: KvmHost) -> None:
+    """It pings eight times, once a second; meanwhile the other loses its power, its route, and comes back."""
+    url = f"http://{ADDRESSES['anna'][2][0]}/cgi-bin/long?2"
+    with guests.lan.start(["curl", "-sSgf", "-m", "60", url]) as pings:
+        guests.sh("virsh destroy ben")
+        guests.macvm("shim", "up", "eth0")
+        guests.macvm("start", "ben")
+        assert pings.wait(60) == 0, pings.stderr
+        assert sorted(pings.stdout.splitlines()) == ["192.0.2.2 8", "2001:db8::2 8"]
+    guests.page(ADDRESSES["ben"][2][0], "ready", node=guests.lan, seconds=150)
+
+
+def test_a_guest_of_virt_installs_and_the_host_reach_one_another_by_shim_up(guests: KvmHost, require: Require) -> None:
+    """On a disk and a seed of macvm's, so that it does what it is told to."""
+    require(guests.node.run(["which", "virt-install"]).returncode == 0, "virt-install is not installed (virtinst)")
+    v4, v6 = "192.0.2.66", "2001:db8::66"
+    words = ["--ip", f"{v4}/24", "--ip", f"{v6}/64", "--mac", "52:54:00:00:00:66", "--user-data", "/run/guest"]
+    guests.macvm("create", "model", "--no-start", *words)
+    guests.sh(f"""cp /var/lib/macvm/machines/{guests.show("model")["uuid"]}/* /var/lib/libvirt/images
+        macvm delete --yes model; cd /var/lib/libvirt/images
+        virt-install --name theo --memory 160 --virt-type qemu --import --disk disk.qcow2 --disk seed.iso,device=cdrom \
+        --network type=direct,source=eth0,source.mode=bridge,mac=52:54:00:00:00:66,model=virtio --graphics none \
+        --noautoconsole --osinfo detect=off,require=off""", timeout=90)  # fmt: skip
+    guests.page(v4, "ready", node=guests.lan, seconds=150)
+    assert "dev eth0 " in guests.sh(f"ip route get {v4}"), "it has no way through the shim yet"
+    (found,) = guests.json("shim", "up", "eth0")
+    theirs = [(one["address"], one["source"], one["route"]) for one in found["guests"] if one["owner"] == "theo"]
+    assert sorted(theirs) == [(v4, "wire", True), (v6, "wire", True)]
+    said = guests.sh(f"ping -q -c2 -W2 {v4} && ping -q -c2 -W2 {v6}")
+    assert said.count(" 0% packet loss") == 2
+    said = guests.sh(f"curl -sSgf -m 60 http://{v4}/cgi-bin/ping?2", node=guests.lan)
+    assert sorted(said.splitlines()) == ["192.0.2.2 yes", "2001:db8::2 yes"]
+    guests.sh("virsh destroy theo; virsh undefine theo; macvm shim up eth0; rm /var/lib/libvirt/images/*")
 
 
 def test_the_lan_keeps_the_host_beside_a_passthrough_guest(guests: KvmHost) -> None:

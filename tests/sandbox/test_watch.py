@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from provisioner.actions.sandbox import dhcp_server
 from tests.sandbox.kvm_host import KvmHost
 
 
@@ -74,6 +75,32 @@ def test_watch_brings_back_what_somebody_takes_away(dhcp: KvmHost) -> None:
         dhcp.sh("ip addr del 192.0.2.2/24 dev eth0")
         dhcp.sh("ip addr add 192.0.2.2/24 brd + dev eth0; ip route replace default via 192.0.2.1")
         until(dhcp, "ip route | grep -q 'dev mv-eth0 proto 109'", "routes never came back with the parent's address")
+
+
+#: The guest looks after its cable twice a second, of its own time.
+REPLUG = """macvm nic set asker --link down; sleep 3; macvm nic set asker --link up
+for _ in $(seq 100); do ip route | grep -q '{}' && exit 0; sleep 0.1; done; exit 1"""
+
+
+def serve_others(host: KvmHost, span: str) -> None:
+    """Has the DHCP server give addresses of a span, and know nothing of those that it gave before."""
+    host.nodes.dhcp(False)
+    host.sh("rm -f /run/macvm-dhcp.leases", node=host.lan)
+    host.lan.run([word.replace("192.0.2.100,192.0.2.199", span) for word in dhcp_server()], check=True)
+
+
+def test_a_guest_is_found_again_when_dhcp_gives_it_another_address(dhcp: KvmHost) -> None:
+    """It runs on meanwhile, and asks anew once its cable is back."""
+    with watching(dhcp):
+        until(dhcp, "ip route | grep -q 'dev mv-eth0 proto 109'", "the guest was never served", 60)
+        before = dhcp.macvm("ip", "asker").stdout.strip()
+        serve_others(dhcp, "192.0.2.71,192.0.2.71")
+        until(dhcp, REPLUG.format("192.0.2.71 dev mv-eth0 proto 109"), "it was not found again", 120)
+        until(dhcp, "ping -c1 -W1 192.0.2.71", "the guest does not answer")
+    known = [one["address"] for one in dhcp.json("ip", "asker")["addresses"] if ":" not in one["address"]]
+    assert known == ["192.0.2.71"], f"{before} is no longer its own"
+    assert before not in dhcp.sh("ip route; ip neigh show nud permanent")
+    serve_others(dhcp, "192.0.2.100,192.0.2.199")
 
 
 def test_watch_outlives_libvirtd(dhcp: KvmHost) -> None:
