@@ -7,11 +7,11 @@ from provisioner.actions import passthrough, shims
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.endpoint_spaces import alias_of, first_of_each_family, resolv_conf
 from provisioner.actions.endpoint_views import get, list_all
-from provisioner.actions.shim_preview import shim_lines
+from provisioner.actions.shim_preview import routing_lines, unrouting_lines
 from provisioner.context import Context
-from provisioner.host import links, netlink
+from provisioner.host import links
 from provisioner.model.endpoint import Endpoint, IpvlanMode, MacvlanMode
-from provisioner.model.names import shim_name
+from provisioner.model.nic import Interface
 
 
 def create(context: Context, request: EndpointRequest) -> list[str]:
@@ -29,16 +29,21 @@ def create(context: Context, request: EndpointRequest) -> list[str]:
         *([f"{inside} link set lo up"] if endpoint.own else []),
         *([f"{inside} link set eth0 mtu {nic.mtu}"] if nic.mtu else []),
         f"{inside} link set eth0 up",
-        *(f"{inside} address add {interface} dev eth0" for interface in nic.addressing.static),
+        *(f"{inside} address add {interface} dev eth0{_nodad(interface)}" for interface in nic.addressing.static),
     ]
     for gateway in first_of_each_family(nic.addressing.gateways):
         lines.append(f"{inside} route add default via {gateway} dev eth0 proto {links.PROTOCOL}")
     if nic.addressing.dns:
         servers = ", ".join(map(str, nic.addressing.dns))
         lines.append(f"# {resolv_conf(context, endpoint)}: nameserver {servers}")
-    for route in shims.guest_routes(nic):
-        lines += [line for line in shim_lines(route) if line not in lines]
+    vepa = [nic.mac] if endpoint.mode is MacvlanMode.VEPA else []
+    lines += routing_lines(context, shims.guest_routes(nic), away=vepa)
     return [*lines, *(f"# note: {note}" for note in plan.notes)]
+
+
+def _nodad(interface: Interface) -> str:
+    """macvm asks the LAN itself."""
+    return " nodad" if interface.version == 6 else ""
 
 
 def _kind(endpoint: Endpoint) -> str:
@@ -65,10 +70,4 @@ def delete(context: Context, name: str) -> list[str]:
     lines = [f"{inside} link del {found.device}"] if found.device else []
     lines += [f"ip netns delete {endpoint.namespace}"] if endpoint.own else []
     lines += [f"rm {path}" for path in store.files_of(endpoint.owner)] if store else []
-    for route in shims.routes_of(store, endpoint.owner) if store else ():
-        parent = netlink.find_link(route.parent)
-        shim = shims.find_shim(parent) if parent else None
-        device = shim.name if shim else shim_name(route.parent)
-        lines.append(f"ip route del {route.address} dev {device} proto {links.PROTOCOL}")
-        lines.append(f"ip neigh del {route.address} dev {device}")
-    return lines
+    return lines + unrouting_lines(context, shims.routes_of(store, endpoint.owner) if store else ())

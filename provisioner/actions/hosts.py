@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import NamedTuple
 
 from provisioner.actions import reaching
@@ -82,3 +83,22 @@ def write(context: Context, *, dry_run: bool) -> Written:
         if name.lower() in elsewhere
     ]
     return Written(str(hosts_file.PATH), edited.new != edited.old, found.hosts, (*found.notes, *notes), *edited)
+
+
+def writing_lines(written: Written) -> list[str]:
+    """What amounts to it for a shell, and how the file differs then."""
+    if not written.changed:
+        return []
+    import difflib
+
+    sides = (written.old.splitlines(), written.new.splitlines())
+    lines = [
+        # The file may have bytes that are no text.
+        "# " + line.encode(errors="surrogateescape").decode(errors="replace")
+        for line in difflib.unified_diff(*sides, written.file, written.file, n=0, lineterm="")
+    ]
+    block = [hosts.BEGIN, *map(str, written.hosts), hosts.END] if written.hosts else []
+    if hosts.BEGIN not in written.old:
+        return [*lines, f"printf '%s\\n' {shlex.join(block)} >> {written.file}"]
+    change = "c\\" + "\\n".join(block) if block else "d"
+    return [*lines, f"sed -i {shlex.quote(f'/^{hosts.BEGIN}$/,/^{hosts.END}$/{change}')} {written.file}"]

@@ -56,9 +56,17 @@ def making_lines(parent: str, mode: MacvtapMode) -> list[str]:
     return [f"sysctl -w {_key(parent)}=1"] if mode is MacvtapMode.PASSTHROUGH else []
 
 
-def giving_back_lines(context: Context, owner: str) -> list[str]:
+def taking_lines(parent: str, mode: MacvtapMode) -> list[str]:
+    """The lines that amount to `take`."""
+    link = netlink.find_link(parent)
+    shim = shims.find_shim(link) if link and mode is MacvtapMode.PASSTHROUGH else None
+    return [*(shims.removing_lines(shim.name) if shim else []), *making_lines(parent, mode)]
+
+
+def giving_back_lines(context: Context, owner: str, parent: str = "") -> list[str]:
     """The `ip` and `sysctl` lines that amount to `give_back`."""
     store, lines = context.reading_store, []
     for key, was in store.remembered_of(owner) if store else ():
-        lines.append(f"ip link set {key.removeprefix(_UP)} up" if key.startswith(_UP) else f"sysctl -w {key}={was}")
+        if not parent or key in (_key(parent), _UP + parent):
+            lines.append(f"ip link set {key.removeprefix(_UP)} up" if key.startswith(_UP) else f"sysctl -w {key}={was}")
     return lines

@@ -2,37 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ipaddress
+from collections.abc import Collection, Iterable, Sequence
 
-from provisioner.actions import shimming, shims
+from provisioner.actions import networks, shimming, shims
+from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
-from provisioner.errors import NotFound
-from provisioner.host import links, netlink
+from provisioner.errors import NotFound, Unable
+from provisioner.host import links, netlink, routing
+from provisioner.host.netlink import Link
 from provisioner.model.names import shim_name
 from provisioner.model.nic import Address
-from provisioner.model.shim import Guest, To, unpacked
+from provisioner.model.shim import Guest, ShimSet, To, unpacked, wanted
+
+_OURS = f"protocol {links.PROTOCOL}"
 
 
-def shim_lines(route: shims.GuestRoute, *, on_network: bool = True) -> list[str]:
-    """The `ip` and `sysctl` lines that make a route and its shim. Nothing for a guest that the parent has no address to
-    reach from, unless it is on a network, which then has one for the shim."""
-    parent = netlink.get_link(route.parent)
-    source = shims.pinned_source(route.parent, route.address)
+def routing_lines(
+    context: Context, routes: Iterable[GuestRoute], networked: Collection[str] | None = None, away: Collection[str] = ()
+) -> list[str]:
+    """The lines that make routes, and the shims of their parents, where they are not there.
+
+    Nothing for a guest that the parent has no address to reach from, unless it is `networked`, on a network, which then
+    has one for the shim; None: they all are. `away` are MACs of guests in VEPA mode, which a shim may not reach.
+    """
+    lines: list[str] = []
+    for parent, mine in _by_parent(routes).items():
+        link = netlink.get_link(parent)
+        away = {*away, *(mac.hex(":") for mac in _vepa_macs(context, link))}
+        if any(route.mac in away for route in mine) and not _sends_back(link):
+            lines.append(f"# the switch sends {parent} nothing back, and so no route leads to guests in VEPA mode")
+            mine = [route for route in mine if route.mac not in away]
+        if mine:
+            lines += _making_lines(link, mine, networked)
+    return lines
+
+
+def _by_parent(routes: Iterable[GuestRoute]) -> dict[str, list[GuestRoute]]:
+    found: dict[str, list[GuestRoute]] = {}
+    for route in routes:
+        found.setdefault(route.parent, []).append(route)
+    return found
+
+
+def _vepa_macs(context: Context, parent: Link) -> set[bytes]:
+    store = context.reading_store
+    return shims.vepa_macs(store, parent) if store else set()
+
+
+def _sends_back(parent: Link) -> bool:
+    try:
+        return shims.sends_back(parent)
+    except Unable:  # without root nobody can ask it
+        return True
+
+
+def _making_lines(parent: Link, routes: Sequence[GuestRoute], networked: Collection[str] | None) -> list[str]:
     shim = shims.find_shim(parent)
     name = shim.name if shim else shim_name(parent.name)
-    lines = [] if shim else shims.making_lines(parent)
-    if source is None and not on_network:
+    guests = routing.packed([(str(route.address), route.mac) for route in routes])
+    want = wanted(netlink.addresses(parent.index), guests)
+    # Which address it will be is known once the LAN was asked.
+    others = [
+        f"# gives {name} an address of the network's pool, and a route to {route.address} from there"
+        for route in routes
+        if route.address.packed not in want.routes and (networked is None or str(route.address) in networked)
+    ]
+    if not want and not others:
         return []
-    if source is None:
-        # Which it will be is known once the LAN was asked.
-        return [*lines, f"# gives {name} an address of the network's pool, and a route to {route.address} from there"]
-    family = f"ip -{source.version}"
-    lines.append(f"{family} neigh replace {route.address} lladdr {route.mac} dev {name} nud permanent")
-    if source.version == 6:
-        lines.append(f"ip -6 neigh add proxy {source} dev {name}")
-    whole = f"{route.address}/{route.address.max_prefixlen}"
-    route_words = f"{family} route add {whole} dev {name} src {source} proto {links.PROTOCOL}"
-    return [*lines, f"{route_words} scope link" if source.version == 4 else route_words]
+    have = routing.read(shim) if shim else ShimSet()
+    lines = [] if shim else shims.making_lines(parent)
+    new = want - have
+    for address in _in_order(new.neighbours):
+        one = ipaddress.ip_address(address)
+        mac = new.neighbours[address].hex(":")
+        lines.append(f"ip -{one.version} neigh replace {one} lladdr {mac} dev {name} nud permanent {_OURS}")
+    lines += [f"ip -6 neigh add proxy {ipaddress.ip_address(one)} dev {name}" for one in sorted(new.proxies)]
+    for address in _in_order(new.routes):
+        one = ipaddress.ip_address(address)
+        verb = "replace" if address in have.routes else "add"
+        route = f"ip -{one.version} route {verb} {one}/{one.max_prefixlen} dev {name}"
+        route += f" src {ipaddress.ip_address(new.routes[address])} proto {links.PROTOCOL}"
+        lines.append(f"{route} scope link" if one.version == 4 else route)
+    return lines + others
+
+
+def _in_order(addresses: Iterable[bytes]) -> list[bytes]:
+    """IPv4 before IPv6."""
+    return sorted(addresses, key=lambda one: (len(one), one))
 
 
 def on_networks(context: Context, parent: str) -> set[str]:
@@ -41,47 +98,48 @@ def on_networks(context: Context, parent: str) -> set[str]:
     return {lease.address for lease in leases if lease.network}
 
 
-def unrouting_lines(context: Context, routes: Sequence[shims.GuestRoute]) -> list[str]:
-    """The `ip` lines that take routes away, and each shim that nothing else is behind."""
-    lines = []
-    for route in routes:
-        name = _shim_name(route.parent)
-        if name:
-            lines.append(f"ip route del {route.address} dev {name} proto {links.PROTOCOL}")
-            lines.append(f"ip neigh del {route.address} dev {name}")
-    store, going = context.reading_store, {(route.parent, route.address) for route in routes}
-    parents = dict.fromkeys(route.parent for route in routes)
-    kept = set(store.others.held()) if store else set()
-    for parent in parents:
-        behind = unpacked(shims.guests_behind(store, parent)) if store else []
-        kept |= {parent for guest in behind if (parent, guest.address) not in going}
-    parents = dict.fromkeys(parent for parent in parents if parent not in kept)
-    return [*lines, *(line for name in map(_shim_name, parents) if name for line in shims.removing_lines(name))]
-
-
-def _shim_name(parent: str) -> str:
-    """Empty where there is none."""
-    link = netlink.find_link(parent)
-    shim = shims.find_shim(link) if link else None
-    return shim.name if shim else ""
+def unrouting_lines(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
+    """The `ip` lines that take routes away, what they alone needed, and each shim that nothing else is behind."""
+    lines, store = [], context.reading_store
+    held = set(store.others.held()) if store else set()
+    for parent, mine in _by_parent(routes).items():
+        link = netlink.find_link(parent)
+        shim = shims.find_shim(link) if link else None
+        if shim is None:
+            continue
+        going = {route.address.packed for route in mine}
+        have = routing.read(shim)
+        for address in _in_order(going & have.routes.keys()):
+            lines.append(f"ip route del {ipaddress.ip_address(address)} dev {shim.name} proto {links.PROTOCOL}")
+        for address in _in_order(going & have.neighbours.keys()):
+            lines.append(f"ip neigh del {ipaddress.ip_address(address)} dev {shim.name}")
+        if parent not in held and not (shims.guests_behind(store, parent).keys() - going if store else ()):
+            lines += shims.removing_lines(shim.name)
+            continue
+        needed = {source for address, source in have.routes.items() if address not in going}
+        for address in sorted(have.proxies - needed):
+            lines.append(f"ip -6 neigh del proxy {ipaddress.ip_address(address)} dev {shim.name}")
+        for address in sorted(have.own - needed):
+            one = ipaddress.ip_address(address)
+            lines.append(f"ip addr del {one}/{one.max_prefixlen} dev {shim.name}")
+    return lines
 
 
 def up(context: Context, parent: str, to: Sequence[To], *, known: bool = False) -> list[str]:
     """What is asked from a shim can only be known once there is one."""
     if not parent and not to:
+        links_up = networks.up_lines(context)
         there = [one for one in shimming.known_parents(context) if netlink.find_link(one)]
         lines = [line for one in there for line in up(context, one, to)]
-        return lines or ([] if known else up(context, shimming.choose(context, "").name, to))
+        return [*links_up, *lines] or ([] if known else up(context, shimming.choose(context, "").name, to))
     link = shimming.choose(context, parent)
-    lines = [] if shims.find_shim(link) else shims.making_lines(link)
     store = context.reading_store
     guests = unpacked(shims.guests_behind(store, link.name)) if store else []
     guests += [Guest(one.address, one.mac) for one in to if one.address and one.mac]
-    making, networked = shims.making_lines(link), on_networks(context, link.name)
-    for guest in guests:
-        route = shims.GuestRoute(guest.address, guest.mac, link.name)
-        found = shim_lines(route, on_network=str(guest.address) in networked)
-        lines += [line for line in found if line not in lines and line not in making]
+    routes = [GuestRoute(guest.address, guest.mac, link.name) for guest in dict.fromkeys(guests)]
+    lines = routing_lines(context, routes, on_networks(context, link.name))
+    making = [] if shims.find_shim(link) else shims.making_lines(link)
+    lines = [*making, *(line for line in lines if line not in making)]
     asked = [str(one.block or one.address) for one in to if not one.mac]
     return [
         *lines,
@@ -100,4 +158,4 @@ def forget(context: Context, address: Address) -> list[str]:
     found = [other for other in store.others.all() if other.address == str(address)] if store else []
     if not found:
         raise NotFound(f"{address} was not told by --to", "macvm shim status")
-    return unrouting_lines(context, [shims.GuestRoute(address, one.mac, one.parent) for one in found])
+    return unrouting_lines(context, [GuestRoute(address, one.mac, one.parent) for one in found])

@@ -122,7 +122,7 @@ def import_(file: str, name: str, checksum: str, insecure: bool, dry_run: bool) 
     if "://" in file:
         return _import_url(file, name, checksum, insecure, dry_run)
     if dry_run:
-        click.echo(f"would check {file} and copy it into the image store as {name}")
+        click.echo(f"# checks {file}, and copies it into the image store as {name}")
         return
     with changing(libvirt=False) as (context, _):
         found = images.import_image(context, Path(file).absolute(), name, given)
@@ -154,7 +154,7 @@ def _import_url(url: str, title: str, checksum: str, insecure: bool, dry_run: bo
 def build(recipe: str, dry_run: bool) -> None:
     """Build an image: `tiny`, from this host's own kernel and busybox, in seconds and without network."""
     if dry_run:
-        click.echo(f"would build {recipe} from this host's newest kernel and busybox, and store it")
+        click.echo(f"# builds {recipe} from this host's newest kernel and busybox, and stores it")
         return
     with changing(libvirt=False) as (context, _):
         found = images.build_tiny(context)

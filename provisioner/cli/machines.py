@@ -80,7 +80,7 @@ def stop(names: Sequence[str], timeout: float, force: bool, dry_run: bool) -> No
 def restart(names: Sequence[str], timeout: float, force: bool, dry_run: bool) -> None:
     """Stop VMs and start them again."""
     if dry_run:
-        return _preview(preview.restart, names)
+        return _preview(preview.cut_and_start if force else preview.restart, names)
     with changing() as (context, _):
         for note in power.restart(context, names, timeout=timeout, force=force):
             tell(f"note: {note}")
@@ -130,7 +130,7 @@ def reset(names: Sequence[str], dry_run: bool) -> None:
 def delete(names: Sequence[str], keep_disks: bool, dry_run: bool) -> None:
     """Delete VMs and all that create made for them; nothing else."""
     if dry_run:
-        return _preview(preview.delete, names)
+        return _preview(preview.delete_keeping_disks if keep_disks else preview.delete, names)
     what = "" if keep_disks else " with its disk" if len(names) == 1 else " with their disks"
     confirm(f"Delete {', '.join(names)}{what}?", options_of(_here()))
     with changing() as (context, options):

@@ -21,7 +21,7 @@ from provisioner.errors import MacvmError, Unable, Usage
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-    from provisioner.actions.hosts import Host, Written
+    from provisioner.actions.hosts import Host
     from provisioner.context import Options
 
 _KEY = click.option(
@@ -183,7 +183,7 @@ def hosts(write: bool, dry_run: bool) -> None:
     elif options.output == "name":
         render.print_names(dict.fromkeys(host.name for host in written.hosts))
     elif dry_run:
-        _print_difference(written)
+        click.echo("\n".join(action.writing_lines(written)) or "# nothing is missing")
     else:
         tell(f"{'written' if written.changed else 'unchanged'}: {written.file}")
 
@@ -199,15 +199,6 @@ def _print_hosts(found: Iterable[Host], options: Options) -> None:
     else:
         for host in found:
             click.echo(str(host))
-
-
-def _print_difference(written: Written) -> None:
-    import difflib
-
-    sides = (written.old.splitlines(), written.new.splitlines())
-    for line in difflib.unified_diff(*sides, written.file, written.file, n=0, lineterm=""):
-        # The file may have bytes that are no text.
-        click.echo(line.encode(errors="surrogateescape").decode(errors="replace"))
 
 
 class _Output:

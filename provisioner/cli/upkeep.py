@@ -21,9 +21,9 @@ def gc(dry_run: bool) -> None:
     if dry_run:
         with looking() as (context, _):
             for line in unfinished.unfinished_lines(context):
-                click.echo(f"would settle: {line}")
+                click.echo(f"# would settle: {line}")
             for held in recovery.foresee_releases(context):
-                click.echo(f"would release: {held}")
+                click.echo(f"# would release: {held}")
         return
     with changing(recover=False) as (context, options):
         context.require_local_root("cleaning up")
