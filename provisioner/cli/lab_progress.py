@@ -35,7 +35,7 @@ def showing(context: Context, options: Options) -> Iterator[Watch]:
 
 
 def _json(event: Event) -> None:
-    click.echo(json.dumps({"event": event.state, **event._asdict()}), err=True)
+    click.echo(json.dumps(event._asdict()), err=True)
 
 
 class _Lines:

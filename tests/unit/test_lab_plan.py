@@ -61,9 +61,8 @@ def asked(name: str, *nics: WantedNic, **more: object) -> WantedMachine:
     return WantedMachine(request, nics, "qemu", digests(KEY, request))
 
 
-def made(
-    name: str, *nics: RealNic, state: str = "running", marks: Marks = Marks(lab="classic"), **more: object
-) -> RealMachine:  # noqa: B008
+def made(name: str, *nics: RealNic, state: str = "running", **more: object) -> RealMachine:
+    marks = Marks(lab="classic")
     found = FoundMachine(name, f"uuid-{name}", marks=marks, state=state, memory=MEMORY, vcpus=1, virt_type="qemu")
     return RealMachine(found, found, nics)._replace(**more)  # type: ignore[arg-type]
 

@@ -78,7 +78,8 @@ class Bringing:
 
     def _with_images(self) -> list[MachineWork]:
         """Every image is pulled once, before the machines that need it."""
-        coming = [work for work in self._plan.machines if work.wanted and not self._has_failed(work.name)]
+        works = (work for work in self._plan.machines if machine_work.becomes(work, self._leave))
+        coming = [work for work in works if not self._has_failed(work.name)]
         new = [work for work in coming if work.real is None or (work.recreate and self._leave.recreate)]
         brought: dict[tuple[str, str], CreateRequest | MacvmError] = {}
         ready = []

@@ -31,6 +31,16 @@ def halts(work: MachineWork, leave: Leave) -> bool:
     return work.wants_restart and leave.restart
 
 
+def becomes(work: MachineWork, leave: Leave) -> bool:
+    """Whether there is a second half."""
+    if work.wanted is None or (work.recreate and not leave.recreate):
+        return False
+    if work.real is None or work.recreate:
+        return True
+    waits = work.wants_restart and not leave.restart
+    return bool(work.nics or work.labels or work.autostart or work.power == "on" or not waits)
+
+
 def is_left(work: MachineWork, leave: Leave) -> str:
     """What the machine would have to go through for the rest, and may not; "" where nothing is left."""
     if work.recreate and not leave.recreate:
@@ -78,8 +88,6 @@ def become(context: Context, work: MachineWork, leave: Leave, there: Surrounding
             request = request._replace(nics=tuple(nic._replace(mac=mac) for nic, mac in kept))
         for note in machines.create(context, request, there=there).notes:
             context.say(note)
-        return
-    if work.recreate:
         return
     _change(context, work, leave, wanted, request)
 
