@@ -15,6 +15,7 @@ from provisioner.actions import unfinished
 from provisioner.cli.base import options_of
 from provisioner.context import Context, Options, open_context
 from provisioner.errors import Usage
+from provisioner.host import log
 
 #: A test puts a function here that changes each context before it is used.
 context_hook: Callable[[Context], None] | None = None
@@ -31,6 +32,8 @@ def _interrupt(*_: Any) -> None:
 
 
 def _open(options: Options, *, readonly: bool, libvirt: bool) -> Context:
+    if options.verbose and not options.quiet:
+        log.listen(options.verbose, lambda text: click.echo(text, err=True))
     context = open_context(options, readonly=readonly, say=tell)
     if context_hook:
         context_hook(context)
@@ -74,9 +77,32 @@ def changing(*, recover: bool = True, libvirt: bool = True) -> Iterator[tuple[Co
 
             for line in recovery.recover(context):
                 tell(line)
-        yield context, options
+        with _recorded():
+            yield context, options
     finally:
         context.close()
+
+
+#: Statuses of errors before which something may have been changed.
+_BEGUN = (1, 6, 7, 9)
+
+
+@contextlib.contextmanager
+def _recorded() -> Iterator[None]:
+    """One line of the host's log for a command whose work has written none of its own."""
+    ctx, before = click.get_current_context(), log.changes()
+    action = ctx.command_path.partition(" ")[2]
+    given = [ctx.params.get(key) or () for key in ("name", "names", "parent", "address", "recipe")]
+    what = " ".join(str(one) for value in given for one in (value if isinstance(value, tuple) else (value,)))
+    log.step(f"{action} {what}".rstrip())
+    try:
+        yield
+    except BaseException as error:
+        if log.changes() == before and getattr(error, "status", 1) in _BEGUN:
+            log.record(action, what, error)
+        raise
+    if log.changes() == before:
+        log.record(action, what)
 
 
 def confirm(question: str, options: Options) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from provisioner.errors import MacvmError, Unable
+from provisioner.host import log
 
 #: Which Debian package brings a tool that macvm runs.
 PACKAGES = {
@@ -48,6 +49,7 @@ def run(argv: Sequence[str | Path], *, stdin: bytes = b"", timeout: float = 60) 
     import subprocess
 
     words = [str(word) for word in argv]
+    log.call("run", shlex.join(words))
     try:
         done = subprocess.run(words, input=stdin, capture_output=True, timeout=timeout, check=False)
     except FileNotFoundError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
+from provisioner.host import log
 from provisioner.model.found import FoundMachine
 from provisioner.model.names import printable
 
@@ -147,6 +148,7 @@ class Hypervisor:
     def open_ahead(self) -> None:
         """Begins to connect beside whatever the caller does next, such as imports; `open` waits for it."""
         if self._attempt is None:
+            log.trace(libvirt, "libvirtmod")
             _start_event_loop()
             self._attempt = _Attempt(self.uri, readonly=self._readonly)
 
@@ -474,6 +476,7 @@ class Hypervisor:
         """The guest agent's answer to one command, both JSON; None where none answers within `timeout` seconds."""
         import libvirt_qemu
 
+        log.trace(libvirt_qemu, "libvirtmod_qemu")
         try:
             return str(libvirt_qemu.qemuAgentCommand(self._domain(uuid), command, timeout, 0))
         except libvirt.libvirtError:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from provisioner.host import locks
+from provisioner.host import locks, log
 from provisioner.host.leases import Leases, NicClaim, now
 from provisioner.host.store import Store
 
@@ -54,11 +54,21 @@ def boot_id() -> str:
         return ""
 
 
+class Subject(NamedTuple):
+    """Whom work is done on."""
+
+    machine: str
+    uuid: str
+
+
 class Work:
     """One open row. A step is recorded as intended before it begins; that it is done, together with the next one."""
 
-    def __init__(self, journal: Journal, row: int, action: str, lock: int, facts: Mapping[str, Any]) -> None:
+    def __init__(
+        self, journal: Journal, row: int, action: str, lock: int, facts: Mapping[str, Any], of: Subject
+    ) -> None:
         self.facts = facts
+        self._of = of
         self._journal = journal
         self.number = row
         self._action = action
@@ -77,6 +87,7 @@ class Work:
                 db.execute(sql, (self.number, self._last))
             db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, 'intended')", (self.number, name))
         self._last = ""
+        log.step(f"{self._action} {self._of.machine}: {name}")
         self._journal.checkpoint(f"{self._action}:{name}:before")
         yield
         self._last = name
@@ -93,10 +104,17 @@ class Work:
         """The work is finished, or wholly undone."""
         with self._journal.store.change() as db:
             db.execute("DELETE FROM journal WHERE id = ?", (self.number,))
-        self.leave()
+        # Closed while an error is on its way: all of it was undone.
+        error = log.pending()
+        self._let_go()
+        log.record(self._action, self._of.machine, error, result="undone" if error else "", uuid=self._of.uuid)
 
     def leave(self) -> None:
         """Lets go of the row without closing it: somebody must look at it later."""
+        self._let_go()
+        log.record(self._action, self._of.machine, log.pending(), result="unfinished", uuid=self._of.uuid)
+
+    def _let_go(self) -> None:
         if self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
@@ -139,7 +157,8 @@ class Journal:
             # Before the commit makes the row visible: nobody can find it unlocked.
             lock = self._try_lock(row)
             assert lock is not None
-        return Work(self, row, action, lock, facts)
+        log.step(f"{action} {machine}", {"uuid": uuid, **facts})
+        return Work(self, row, action, lock, facts, Subject(machine, uuid))
 
     def unfinished(self) -> list[Unfinished]:
         """Every row, locked or not."""
@@ -179,7 +198,7 @@ class Journal:
         if not self.store.rows("SELECT 1 FROM journal WHERE id = ?", (row.id,)):
             os.close(lock)
             return None
-        return Work(self, row.id, f"recover-{row.action}", lock, row.facts)
+        return Work(self, row.id, f"recover-{row.action}", lock, row.facts, Subject(row.machine, row.uuid))
 
     def _try_lock(self, row: int) -> int | None:
         return locks.try_lock(self.store.path.parent, _FIRST_BYTE + row)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from provisioner.errors import MacvmError, NotFound, Taken, Unable
-from provisioner.host import messages, netlink
+from provisioner.host import log, messages, netlink
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address, Interface
@@ -82,6 +82,7 @@ def _pyroute2(doing: str, special: _Special | None = None) -> Iterator[Any]:
     from pyroute2 import IPRoute
     from pyroute2.netlink.exceptions import NetlinkError
 
+    log.call("netlink", f"through pyroute2, to {doing}")
     with _refusals(doing, special):
         try:
             with IPRoute() as channel:
@@ -366,6 +367,7 @@ def sysctl(key: str, value: str) -> None:
     path = Path("/proc/sys", key)
     try:
         if path.read_text().strip() != value:
+            log.call("sysctl", f"{key}={value}")
             path.write_text(value)
     except FileNotFoundError:
         return

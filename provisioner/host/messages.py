@@ -11,6 +11,8 @@ import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 
+from provisioner.host import log
+
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 
 #: Bit of an attribute's number that says: its payload is attributes (NLA_F_NESTED). Newer kinds insist on it.
@@ -77,6 +79,9 @@ def batch(messages: Sequence[bytes]) -> dict[int, int]:
             # What is refused is told anyway; that the last is done tells that all are.
             some[-1] = some[-1][:6] + _acknowledged(some[-1]) + some[-1][8:]
             last = begin + len(some) - 1
+            if log.is_detailed():
+                for message in some:
+                    log.netlink(message)
             channel.send(b"".join(some))
             number = -1
             while number != last:

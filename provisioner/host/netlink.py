@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from provisioner.errors import MacvmError, NotFound
+from provisioner.host import log
 from provisioner.model.nic import Address, Interface
 
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
@@ -121,6 +122,8 @@ def packets(kind: int, request: bytes) -> Iterator[bytes]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as channel:
         channel.bind((0, 0))
         header = struct.pack("IHHII", 16 + len(request), kind, _NLM_F_REQUEST | _NLM_F_DUMP, 1, 0)
+        if log.is_detailed():
+            log.netlink(header + request)
         channel.send(header + request)
         while True:
             yield channel.recv(1 << 18)
