@@ -12,11 +12,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from provisioner.actions.sandbox import Node, Sandbox
-from tests.sandbox.kvm_host import state_of
+from tests.sandbox import test_lab_kill
+from tests.sandbox.kvm_host import assert_same, state_of
 
 REPORT = Path(__file__).with_suffix(".md")
 KILL_TESTS = sorted(str(path) for path in Path(__file__).parent.glob("sandbox/test_*kill.py"))
@@ -27,11 +29,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.sweep")
     parser.add_argument("--rounds", type=int, default=20, help="times each kill test runs")
     parser.add_argument("--moments", type=int, default=300, help="kills of create at random moments")
+    parser.add_argument("--labs", type=int, default=50, help="kills of lab up at random moments")
     asked = parser.parse_args()
     began = time.strftime("%Y-%m-%d %H:%M")
     boundaries = at_boundaries(asked.rounds)
     moments = at_random_moments(asked.moments)
-    lines = ["# The last sweep", "", f"{began}, Linux {platform.release()}", "", boundaries, "", moments, ""]
+    labs = of_labs(asked.labs)
+    lines = ["# The last sweep", "", f"{began}, Linux {platform.release()}", "", boundaries, "", moments, "", labs, ""]
     REPORT.write_text("\n".join(lines))
     print(REPORT.read_text())
 
@@ -59,6 +63,24 @@ def at_random_moments(count: int) -> str:
             left += state_of(host) != before
             print(f"kill {number + 1} of {count}: {left} left something", flush=True)
     return f"create killed at random moments of 0 to 0.7 s, {count} times: {left} left something after gc."
+
+
+def of_labs(count: int) -> str:
+    """lab up killed by SIGKILL somewhere in its run; then up again, a look at what there is, and down."""
+    wrong = 0
+    with Sandbox() as box, tempfile.TemporaryDirectory() as folder:
+        host = box.host(1)
+        file = test_lab_kill.prepare(host, Path(folder))
+        before = state_of(host)
+        for number in range(count):
+            try:
+                test_lab_kill.kill_once(host, file, random.uniform(0, 3))
+                assert_same(before, state_of(host))
+            except AssertionError as error:
+                wrong += 1
+                print(error, flush=True)
+            print(f"kill {number + 1} of {count} labs: {wrong} went wrong", flush=True)
+    return f"lab up killed at random moments of 0 to 3 s, {count} times: {wrong} were not as wanted after the next."
 
 
 def kill_once(host: Node, after: float) -> None:
