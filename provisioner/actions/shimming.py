@@ -94,13 +94,14 @@ def _up_again(context: Context, parent: str) -> ShimView:
 
 
 def known_parents(context: Context) -> list[str]:
-    """Parents that a guest is served behind, or whose shim was brought up. A VLAN's come last."""
+    """Parents that a guest is served behind, or whose shim was brought up, as they are called now. VLANs come last."""
     store = context.reading_store
     if store is None:
         return []
     found = {lease.parent for lease in store.leases() if lease.served} | {other.parent for other in store.others.all()}
     found |= {one.parent for one in store.heard.all()} | set(store.others.held())
-    return sorted(found, key=lambda name: ("." in name, name))
+    there = {name: link.name for link in shims.with_shim(Links.read().all) for name in shims.names_of(link)}
+    return sorted({there.get(name, name) for name in found}, key=lambda name: ("." in name, name))
 
 
 def up(context: Context, parent: str, to: Sequence[To] = ()) -> ShimView:
@@ -228,15 +229,16 @@ def status(context: Context, parent: str = "") -> list[ShimView]:
 
 def status_of(context: Context, parent: Link, host: Links, machines: Sequence[MachineView]) -> ShimView:
     shim, store = shims.find_shim(parent), context.reading_store
-    guests = shims.guests_behind(store, parent.name) if store else {}
+    names = shims.names_of(parent)
+    guests = shims.guests_on(store, parent) if store else {}
     modes = shims.modes_behind(store, parent) if store else {}
-    here = [nic for machine in machines for nic in machine.nics if nic.parent == parent.name]
+    here = [nic for machine in machines for nic in machine.nics if nic.parent in names]
     vepa = {mac for mac, mode in modes.items() if mode is MacvtapMode.VEPA}
     vepa |= {bytes.fromhex(nic.mac.replace(":", "")) for nic in here if _is_vepa(nic)}
     hairpin = not vepa or _sends_back(parent)
     away = {mac for mac, mode in modes.items() if not shims.reaches_host(mode)} | (set() if hairpin else vepa)
     guests = {address: mac for address, mac in guests.items() if mac not in away}
-    leases = store.leases(parent=parent.name) if store else []
+    leases = [lease for name in names for lease in store.leases(parent=name)] if store else []
     owners = {lease.address: lease.machine for lease in leases}
     routes = routing.HostRoutes.read()
     routed = routes.ours.get(shim.index, {}) if shim else {}
@@ -262,7 +264,7 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
         mac=shim.mac if shim else None,
         up=bool(shim and shim.up),
         guests=tuple(shown),
-        unreached=tuple(_unreached(parent, machines, {guest.mac for guest in shown}, hairpin)),
+        unreached=tuple(_unreached(parent, names, machines, {guest.mac for guest in shown}, hairpin)),
         firewall=tuple(firewall.closed(parent.name, shim.name)) if shim else (),
     )
 
@@ -279,12 +281,14 @@ def _sends_back(parent: Link) -> bool:
         return True
 
 
-def _unreached(parent: Link, machines: Iterable[MachineView], served: set[str], hairpin: bool) -> list[UnreachedView]:
+def _unreached(
+    parent: Link, names: Sequence[str], machines: Iterable[MachineView], served: set[str], hairpin: bool
+) -> list[UnreachedView]:
     found = []
     for machine in machines:
         for nic in machine.nics:
             mode = nic.kernel_mode or nic.mode
-            if nic.parent == parent.name and mode and nic.mac not in served:
+            if nic.parent in names and mode and nic.mac not in served:
                 reason = f"{machine.name} is off" if machine.state == "off" else _why(nic, mode, parent.name, hairpin)
                 found.append(UnreachedView(machine.name, nic.mac, mode, reason))
     return found

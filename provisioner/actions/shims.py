@@ -133,12 +133,12 @@ def reconcile(context: Context, parent: str) -> Outcome:
         foreign = routes.foreign(guests)
         theirs = {one.address.packed for one in foreign}
         want = wanted(own, {one: mac for one, mac in guests.items() if one not in theirs} if theirs else guests, given)
-        shim = find_shim(link)
+        shim, held = find_shim(link), set(context.store.others.held())
         if want:
             shim = _ensure_shim(link, shim)
             have = routing.read(shim, routes)
             routing.change(shim, want - have, have - want, routes)
-        elif shim and (guests_behind(context.store, parent) or parent in context.store.others.held()):
+        elif shim and (guests_on(context.store, link) or not held.isdisjoint(names_of(link))):
             routing.change(shim, ShimSet(), routing.read(shim, routes))
         elif shim:
             remove(shim)
@@ -172,9 +172,9 @@ def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
 
 
 def reached_behind(store: Store, parent: Link) -> Guests:
-    """Of `guests_behind`, those that a shim reaches: none in private or passthrough mode, which may be heard all the
-    same, and what it sends to a VEPA guest goes by way of the switch."""
-    guests = guests_behind(store, parent.name)
+    """Of `guests_on`, those that a shim reaches: none in private or passthrough mode, which may be heard all the same,
+    and what it sends to a VEPA guest goes by way of the switch."""
+    guests = guests_on(store, parent)
     modes = modes_behind(store, parent) if guests else {}
     away = {mac for mac, mode in modes.items() if not reaches_host(mode)}
     vepa = {mac for mac, mode in modes.items() if mode is MacvtapMode.VEPA}
@@ -205,6 +205,23 @@ def sends_back(parent: Link) -> bool:
 
     named = next((link.name for link in netlink.links() if link.index == parent.index), parent.name)
     return not parent.up or not parent.carrier or hairpin.is_on(named)
+
+
+def names_of(parent: Link) -> list[str]:
+    """What the store, and libvirt's XML, may know a parent by: one that was renamed by its old name too, which the shim
+    on it keeps."""
+    there = netlink.links()
+    now = [link.name for link in there if link.index == parent.index]
+    before = [link.alias.removeprefix(_ALIAS) for link in there if _is_shim(link) and link.lower == parent.index]
+    return list(dict.fromkeys((parent.name, *now, *before)))
+
+
+def guests_on(store: Store, parent: Link) -> Guests:
+    """`guests_behind` each name of a parent."""
+    first, *others = [guests_behind(store, name) for name in names_of(parent)]
+    for more in others:
+        first = more | first
+    return first
 
 
 def guests_behind(store: Store, parent: str) -> Guests:
@@ -242,7 +259,8 @@ def hold(context: Context, parent: Link) -> Link:
 def let_go(context: Context, parent: Link) -> bool:
     """Removes a parent's shim with all that is on it. Whether there was one."""
     with context.lock(_lock_name(parent.name)):
-        context.store.others.let_go(parent.name)
+        for name in names_of(parent):
+            context.store.others.let_go(name)
         shim = find_shim(parent)
         if shim:
             remove(shim)

@@ -42,7 +42,7 @@ def port(watched: KvmHost) -> Iterator[KvmHost]:
     watched.sh("for link in port1 lan7; do ip link del $link 2>/dev/null || true; done")
     for one in TOLD[1::2]:
         watched.macvm("shim", "forget", one.split(",")[0])
-    watched.sh("sqlite3 /var/lib/macvm/macvm.db \"DELETE FROM shims WHERE parent = 'port1'\"")
+    watched.sh("sqlite3 /var/lib/macvm/macvm.db \"DELETE FROM shims WHERE parent IN ('port1', 'lan7')\"")
 
 
 def test_the_parent_goes_down_and_up(port: KvmHost) -> None:
@@ -73,6 +73,15 @@ def test_the_parent_is_renamed(port: KvmHost) -> None:
     port.sh(ADDRESSES.format("lan7"))
     until(port, BOTH, "a parent with a new name is not followed")
     assert "mv-port1@lan7" in port.sh("ip link")
+    # Guests that are told of now are behind the same shim.
+    port.macvm("shim", "up", "lan7", "--to", "198.51.100.41,02:00:00:00:00:41")
+    for found in (port.json("shim", "up"), port.json("shim", "status")):
+        (guests,) = [one["guests"] for one in found if one["parent"] == "lan7"]
+        assert sorted((one["address"], one["route"]) for one in guests) == [
+            ("198.51.100.40", True), ("198.51.100.41", True), ("2001:db8:51::40", True)
+        ]  # fmt: skip
+    port.macvm("shim", "forget", "198.51.100.41")
+    port.sh(BOTH)
 
 
 def test_the_parent_is_deleted_and_made_again(port: KvmHost) -> None:
