@@ -16,6 +16,7 @@ from provisioner.errors import MacvmError, NotFound
 from provisioner.host import netlink
 from provisioner.host.leases import now
 from provisioner.host.netlink import Link, Neighbour, Route
+from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address, Nic
 
 #: Whole seconds that a guest agent may take to answer: libvirt takes no fractions.
@@ -228,7 +229,16 @@ def why_none(context: Context, machine: MachineView, reached: Reached) -> tuple[
     hint = f"`macvm ip {name} --wait` waits for one; `macvm console {name}` shows what the guest says"
     if reached.addresses:
         return f"{none} but the link-local {reached.addresses[0].address}", hint
+    if mode := _unaskable(machine):
+        return f"{none} yet: in mode {mode} a guest cannot be asked for it, and is heard once it speaks", hint
     return f"{none} yet: its guest takes it from the LAN's DHCP, or has set it itself", hint
+
+
+def _unaskable(machine: MachineView) -> str:
+    """The mode that keeps a machine from being asked; empty where some NIC of it can be."""
+    modes = [nic.kernel_mode or "" for nic in machine.nics]
+    away = [one.value for one in (MacvtapMode.PRIVATE, MacvtapMode.PASSTHROUGH)]
+    return modes[0] if all(mode in away for mode in modes) else ""
 
 
 def _told(context: Context, machine: MachineView) -> dict[str, Nic]:

@@ -189,7 +189,9 @@ def test_an_agent_has_its_say_within_bounds() -> None:
     [
         ((), "running", "it has no NIC", "macvm nic attach web"),
         ((nic(),), "off", "it is off", "macvm start web"),
-        ((nic(),), "running", "yet", "--wait"),
+        ((nic(),), "running", "yet: its guest takes it", "--wait"),
+        ((nic()._replace(kernel_mode="private"),), "running", "in mode private a guest cannot be asked", "--wait"),
+        ((nic()._replace(kernel_mode="private"), nic()), "running", "yet: its guest takes it", "--wait"),
     ],
 )
 def test_why_none_is_known(nics: tuple[NicView, ...], state: str, said: str, hint: str) -> None:
