@@ -177,7 +177,7 @@ def _check_whole(path: Path, source: Path) -> None:
 
 
 def _check_raw(path: Path, head: bytes) -> None:
-    """A raw disk has a boot sector whose partitions lie inside the file."""
+    """A raw disk has a boot sector whose partitions lie inside the file, as does the end of a GPT."""
     size = path.stat().st_size
     if size > MOST_VIRTUAL:
         hint = f"macvm takes disks of at most {human_size(MOST_VIRTUAL)}"
@@ -190,6 +190,11 @@ def _check_raw(path: Path, head: bytes) -> None:
         # 0xEE: a GPT's protective entry may cover more than the disk.
         if kind not in (0, 0xEE) and (first + count) * 512 > size:
             raise ImageRefused(f"{path} is cut off: a partition ends behind the end of the file", "fetch it again")
+    # UEFI 5.3.2: the second header is the disk's last sector, and the first one says where that is.
+    if head[512:520] == b"EFI PART" and len(head) >= 552:
+        (last,) = struct.unpack_from("<Q", head, 512 + 32)
+        if (last + 1) * 512 > size:
+            raise ImageRefused(f"{path} is cut off before the end of its partition table", "fetch it again")
 
 
 def create_overlay(base: Path, path: Path, size: int | None) -> None:

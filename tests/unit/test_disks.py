@@ -52,6 +52,16 @@ def raw_disk(path: Path, size: int = 4 << 20, first: int = 2048, count: int = 20
     return path
 
 
+def gpt_disk(path: Path, size: int = 4 << 20) -> Path:
+    """A disk of 4 MiB with a GPT, of which `size` bytes are there."""
+    data = bytearray(raw_disk(path, first=1, count=0xFFFFFFFF).read_bytes())
+    data[450] = 0xEE
+    # UEFI 5.3.2: where this header lies, and where the one at the disk's end.
+    struct.pack_into("<8sIIIIQQ", data, 512, b"EFI PART", 0x10000, 92, 0, 0, 1, (4 << 11) - 1)
+    path.write_bytes(data[:size])
+    return path
+
+
 def qcow2_disk(path: Path, *options: str) -> Path:
     raw = raw_disk(path.with_suffix(".raw"))
     qemu("convert", "-f", "raw", "-O", "qcow2", *options, raw, path)
@@ -72,6 +82,7 @@ def sha256(path: Path) -> str:
 
 MAKERS: dict[str, Callable[[Path], Path]] = {
     "raw": raw_disk,
+    "raw-gpt": gpt_disk,
     "qcow2": qcow2_disk,
     "qcow2-compressed": lambda path: qcow2_disk(path, "-c"),
     "qcow2-version-2": lambda path: qcow2_disk(path, "-o", "compat=0.10"),
@@ -81,7 +92,7 @@ MAKERS: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.parametrize("kind", MAKERS)
 def test_a_disk_is_stored_whole_read_only_and_by_its_digest(kind: str, tmp_path: Path, folder: Path) -> None:
     source = MAKERS[kind](tmp_path / "disk")
-    wanted = source.read_bytes() if kind == "raw" else content(source)
+    wanted = source.read_bytes() if kind.startswith("raw") else content(source)
     stored = disks.import_disk(source, folder)
     assert content(stored.path) == wanted
     assert list(folder.iterdir()) == [stored.path]
@@ -139,6 +150,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Path], type[MacvmError], str]] = {
     "gzip": (lambda path: _written(path, b"\x1f\x8b" + b"zip" * 999), ImageRefused, "no disk image"),
     "raw-cut": (lambda path: raw_disk(path, 1 << 20, 2048, 2048), ImageRefused, "is cut off"),
     "raw-one-sector-short": (lambda path: raw_disk(path, 2 << 20, 2048, 2049), ImageRefused, "is cut off"),
+    "gpt-cut": (lambda path: gpt_disk(path, 1 << 20), ImageRefused, "is cut off"),
+    "gpt-one-sector-short": (lambda path: gpt_disk(path, (4 << 20) - 512), ImageRefused, "is cut off"),
     "qcow2-cut": (_truncated_qcow2, ImageRefused, "damaged or cut off"),
     "qcow2-header-only": (lambda path: _written(path, b"QFI\xfb\0\0\0\3"), ImageRefused, "header is cut off"),
     "qcow2-version-9": (lambda path: _header(path, 4, ">I", 9), ImageRefused, "unknown version 9"),
