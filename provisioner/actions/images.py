@@ -153,12 +153,17 @@ def import_image(context: Context, source: Path, wanted: str, checksum: Checksum
     disks.check_file(source, checksum)
     with _unpacked(context, source) as (disk, is_ours):
         stored = disks.import_disk(disk, context.images_dir, move=is_ours)
-    # The same bytes again put back a base that was lost or spoilt.
-    if any((image.name, image.version) == (name, version) and image.digest != stored.digest for image in images):
+    # The same bytes again put back a base that was lost or spoilt; nothing else of the image has changed with it.
+    old = next((image for image in images if (image.name, image.version) == (name, version)), None)
+    if old and old.digest != stored.digest:
         if all(image.digest != stored.digest for image in images) and not users_of(context, stored.path):
             disks.remove_file(stored.path, context.images_dir)
         hint = f"give it another version, such as {name}:2, or delete the old one: macvm image delete {wanted}"
         raise Taken(f"there is another image {wanted} already", hint)
+    if old:
+        kept = old._replace(stamp=disks.stamp(stored.path))
+        context.store.add_image(kept)
+        return kept
     return _add(context, stored, name, version, made=Made(checksum=checksum))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from provisioner.actions import images, passthrough, shims
 from provisioner.actions.parents import Links, check_parent
-from provisioner.actions.wiring import check_device_free
+from provisioner.actions.wiring import Findings, check_device_free
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp
 from provisioner.host import links
@@ -173,8 +173,13 @@ def _forget_heard(context: Context, stopped: Sequence[FoundMachine]) -> None:
 
 
 def restart(context: Context, names: Sequence[str], *, timeout: float, force: bool) -> list[str]:
-    """`stop`, then `start`."""
+    """`stop`, then `start`; nothing is stopped where a machine's base has changed, over which it would not start."""
     context.require_local_root("restarting a VM")
+    findings = Findings()
+    for machine in map(context.hypervisor.get, names):
+        with findings.checking():
+            images.check_base_of(context, machine)
+    findings.finish()
     stop(context, names, timeout=timeout, force=force)
     return start(context, names)
 

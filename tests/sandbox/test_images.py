@@ -106,6 +106,19 @@ def test_another_image_of_the_same_name_is_refused_and_the_same_put_back(
     host.create("user", "--image", "mine", "--no-start")
 
 
+def test_an_image_put_back_from_a_file_has_its_kernel_still(host: KvmHost, sources: dict[str, str]) -> None:
+    (tiny,) = [image for image in host.json("image", "list", "--local") if image["name"] == "tiny"]
+    known = (
+        f"sqlite3 {STATE}/macvm.db \"SELECT version, digest, kernel, initrd, added FROM images WHERE name = 'tiny'\""
+    )
+    before = host.sh(known)
+    assert ".vmlinuz" in before
+    host.sh(f"cp {STATE}/images/{tiny['digest']}.qcow2 /run/images/copy.qcow2")
+    host.macvm("image", "import", "/run/images/copy.qcow2", "tiny")
+    assert host.sh(known) == before
+    host.macvm("create", "user", "--no-start")
+
+
 def test_an_image_used_by_a_machine_of_others_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
     host.macvm("image", "import", sources["qcow2"], "mine")
     (image,) = [image for image in host.json("image", "list", "--local") if image["name"] == "mine"]
@@ -144,8 +157,11 @@ def test_a_base_that_changed_starts_no_guest(host: KvmHost, sources: dict[str, s
     assert host.show("user")["state"] == "running"
 
     host.sh(f"cp /run/images/aside {base}")
-    assert "has changed" in host.macvm("restart", "--force", "user", status=5).stderr
-    assert host.show("user")["state"] == "off"
+    with host.unchanged():
+        assert "has changed" in host.macvm("restart", "--force", "user", status=5).stderr
+    assert host.show("user")["state"] == "running"
+    host.macvm("stop", "--force", "user")
+    assert "has changed" in host.macvm("start", "user", status=5).stderr
     # Of a base that the store has forgotten, its own name says what it was.
     host.sh(f"sqlite3 {STATE}/macvm.db \"DELETE FROM images WHERE name = 'mine'\"")
     with host.unchanged():
