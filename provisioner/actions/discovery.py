@@ -79,7 +79,7 @@ def _is_moved(context: Context, nic: NicView, one: Heard) -> bool:
     }
 
 
-def ask_silent(context: Context, nics: Iterable[NicView]) -> list[str]:
+def ask(context: Context, nics: Iterable[NicView]) -> list[str]:
     """Asks guests for their addresses, in the subnets of their parents, and keeps the answers. Returns the parents of
     those that answered something new. Where the mode leaves no way, nobody is asked."""
     changed = [nic.parent or "" for nic, heard in asked(nics) if record(context, nic, heard)]
@@ -100,19 +100,28 @@ def asked(
             continue
         own = [interface.network for interface in netlink.addresses(link.index)]
         with probing.vantage(link) as device, ThreadPoolExecutor(_AT_ONCE) as pool:
-            answers = [pool.submit(_ask, device, nic.mac, own, stopped) for nic in here]
+            answers = [pool.submit(_ask, device, nic, own, stopped) for nic in here]
             found = [answer.result() for answer in answers]
         yield from zip(here, found, strict=True)
 
 
-def _ask(device: str, mac: str, own: list[IPv4Network | IPv6Network], stopped: Callable[[], bool]) -> list[Heard]:
+def _ask(device: str, nic: NicView, own: list[IPv4Network | IPv6Network], stopped: Callable[[], bool]) -> list[Heard]:
     found: set[Address] = set()
+    asked = [one for one in own if isinstance(one, IPv4Network) and one.num_addresses <= hearing.ASK_MAX]
     try:
-        found |= hearing.ask(device, mac, [one for one in own if isinstance(one, IPv4Network)], stopped)
-        found |= hearing.ask_v6(device, mac, [one for one in own if isinstance(one, IPv6Network)], stopped)
+        found |= hearing.ask(device, nic.mac, asked, stopped)
+        lost = set() if stopped() or not found else _no_longer(nic, asked) - found
+        found |= hearing.ask_v6(device, nic.mac, [one for one in own if isinstance(one, IPv6Network)], stopped)
     except MacvmError:
-        pass  # the link went meanwhile: what was found by then counts
-    return [Heard(mac, address, "asked") for address in found]
+        lost = set()  # the link went meanwhile: what was found by then counts
+    return [Heard(nic.mac, one, "asked", lost=one in lost) for one in found | lost]
+
+
+def _no_longer(nic: NicView, asked: Iterable[IPv4Network]) -> set[Address]:
+    """Addresses that a guest was heard to have, and has no longer where it answers at others alone: it was given
+    another one while nobody listened."""
+    heard = {ipaddress.ip_address(address.address) for address in nic.addresses if address.source == "wire"}
+    return {address for address in heard if any(address in network for network in asked)}
 
 
 class _Budget(NamedTuple):

@@ -134,7 +134,10 @@ def up(context: Context, parent: str, to: Sequence[To], *, known: bool = False) 
         return [*links_up, *lines] or ([] if known else up(context, shimming.choose(context, "").name, to))
     link = shimming.choose(context, parent)
     store = context.reading_store
-    guests = unpacked(shims.guests_behind(store, link.name)) if store else []
+    modes = shims.modes_behind(store, link) if store else {}
+    found = shims.guests_on(store, link) if store else {}
+    reached = {one: mac for one, mac in found.items() if mac not in modes or shims.reaches_host(modes[mac])}
+    guests = unpacked(reached)
     guests += [Guest(one.address, one.mac) for one in to if one.address and one.mac]
     routes = [GuestRoute(guest.address, guest.mac, link.name) for guest in dict.fromkeys(guests)]
     lines = routing_lines(context, routes, on_networks(context, link.name))

@@ -129,7 +129,8 @@ def up(context: Context, parent: str, to: Sequence[To] = ()) -> ShimView:
 
 
 def _discover(context: Context, parent: Link) -> None:
-    """Asks guests whose address nobody knows, whoever made them; forgets what those had that run no more."""
+    """Asks guests whose address nobody knows, or who may have another one by now, whoever made them; forgets what those
+    had that run no more."""
     from provisioner.actions import views
 
     listing = views.look(context)
@@ -137,8 +138,9 @@ def _discover(context: Context, parent: Link) -> None:
         return  # who runs is not known
     nics = discovery.direct_nics(listing.machines)
     discovery.follow(context, context.store.heard.keep_only([nic.mac for nic in nics]))
-    silent = [nic for nic in nics if nic.parent == parent.name and discovery.is_silent(nic)]
-    discovery.ask_silent(context, silent)
+    heard = [nic for nic in nics if any(address.source == "wire" for address in nic.addresses)]
+    asked = [nic for nic in nics if nic.parent == parent.name and (discovery.is_silent(nic) or nic in heard)]
+    discovery.ask(context, asked)
 
 
 def choose(context: Context, parent: str) -> Link:

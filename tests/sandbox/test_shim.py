@@ -155,6 +155,10 @@ def test_a_guest_with_dhcp_is_asked_reached_and_forgotten_when_it_stops(host: Kv
         assert " 0% packet loss" in host.sh(f"ping -c2 -W2 {address}")
         assert address in {one["address"] for one in host.show("asker")["nics"][0]["addresses"]}
         assert host.macvm("ip", "asker").stdout == f"{address}\n"
+        # One that it had before, when nobody listened any more as it was given this one.
+        host.sh(f"sqlite3 /var/lib/macvm/macvm.db \"INSERT INTO heard SELECT mac, '192.0.2.199', parent, since, seen "
+                f"FROM heard WHERE address = '{address}'\"")  # fmt: skip
+        assert [one["address"] for one in status_up(host)["guests"]] == [address]
         host.macvm("stop", "--force", "asker")
         reasons = {one["owner"]: one["reason"] for one in status_up(host)["unreached"]}
         assert reasons == {"asker": "asker is off", "hidden": "hidden is off"}
