@@ -44,10 +44,10 @@ def _is_file(word: str) -> bool:
 
 def _split(context: Context, targets: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
     """The file, the lab's name where that was said, and the VMs. A lab of that name is meant before a VM."""
-    from provisioner.actions.labs import down
-
     if targets and _is_file(targets[0]):
         return targets[0], "", tuple(targets[1:])
+    from provisioner.actions.labs import down  # which a lab file has no use for
+
     if targets and any(one.name == targets[0] for one in down.list_all(context)):
         return down.path_of(context, targets[0]), targets[0], tuple(targets[1:])
     return str(_FILE), "", tuple(targets)
