@@ -16,8 +16,8 @@ from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Usage
 
 if TYPE_CHECKING:
+    from provisioner.actions.labs.changes import Change, Plan
     from provisioner.actions.labs.down import Taken
-    from provisioner.actions.labs.plan import Change, Plan
     from provisioner.actions.labs.up import Outcome
     from provisioner.actions.labs.wishes import Lab
     from provisioner.context import Context, Options
@@ -137,7 +137,7 @@ def up(
     What can change while guests run, does. The rest is named, and done with --restart or --recreate.
     """
     from provisioner.actions.labs import up as bringing
-    from provisioner.actions.labs.plan import Leave
+    from provisioner.actions.labs.changes import Leave
     from provisioner.cli.lab_progress import showing
 
     if wait_for and wait_for not in words.WAIT_FOR:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 from provisioner.actions import views
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs import real
+from provisioner.actions.labs.changes import Change
 from provisioner.actions.labs.nic_plan import is_told
-from provisioner.actions.labs.plan import Change, plan
+from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.real import Real, RealMachine, RealNic
 from provisioner.actions.labs.wanted import Wanted, WantedNic, wanted_by
 from provisioner.actions.labs.wishes import Lab, ShimWish
