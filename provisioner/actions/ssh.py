@@ -114,7 +114,7 @@ def _default_keys(context: Context) -> tuple[Path, ...]:
     """The setting `ssh_key` names the public half of what `create` gives to guests."""
     if not context.settings.ssh_key:
         return ()
-    public = Path(context.settings.ssh_key).expanduser().absolute()
+    public = caller.expanded(context.settings.ssh_key).absolute()
     private = public.with_suffix("") if public.suffix == ".pub" else public
     # A key that only an agent holds is chosen by its public half.
     return (private if private.exists() else public,)

@@ -20,7 +20,7 @@ from provisioner.cli.run import changing, looking, tell
 from provisioner.cli.views import print_machine
 from provisioner.context import Context, Options
 from provisioner.errors import MacvmError, PartlyDone, Usage
-from provisioner.host import user_files
+from provisioner.host import caller, user_files
 from provisioner.model.machine import DirectBoot, check_exposure
 from provisioner.model.mode import MacvtapMode
 
@@ -104,7 +104,7 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         require_terminal(name or "NAME")
     with looking() if dry_run else changing() as (context, options):
         if not given["ssh_keys"] and context.settings.ssh_key:
-            given["ssh_keys"] = [Path(context.settings.ssh_key).expanduser()]
+            given["ssh_keys"] = [caller.expanded(context.settings.ssh_key)]
         request = _request(machines.unused_name(context) if name is None else name, **given)
         what = _what_to_wait_for(request, wait_for, console)
         request = _with_first_image(context, request, dry_run)

@@ -16,8 +16,8 @@ from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Usage
 
 if TYPE_CHECKING:
+    from provisioner.actions.labs.changes import Change, Plan
     from provisioner.actions.labs.down import Taken
-    from provisioner.actions.labs.plan import Change, Plan
     from provisioner.actions.labs.up import Outcome
     from provisioner.actions.labs.wishes import Lab
     from provisioner.context import Context, Options
@@ -44,10 +44,10 @@ def _is_file(word: str) -> bool:
 
 def _split(context: Context, targets: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:
     """The file, the lab's name where that was said, and the VMs. A lab of that name is meant before a VM."""
-    from provisioner.actions.labs import down
-
     if targets and _is_file(targets[0]):
         return targets[0], "", tuple(targets[1:])
+    from provisioner.actions.labs import down  # which a lab file has no use for
+
     if targets and any(one.name == targets[0] for one in down.list_all(context)):
         return down.path_of(context, targets[0]), targets[0], tuple(targets[1:])
     return str(_FILE), "", tuple(targets)
@@ -137,7 +137,7 @@ def up(
     What can change while guests run, does. The rest is named, and done with --restart or --recreate.
     """
     from provisioner.actions.labs import up as bringing
-    from provisioner.actions.labs.plan import Leave
+    from provisioner.actions.labs.changes import Leave
     from provisioner.cli.lab_progress import showing
 
     if wait_for and wait_for not in words.WAIT_FOR:

@@ -50,7 +50,7 @@ def up(parent: str, to: Sequence[To], known: bool, dry_run: bool) -> None:
         raise Usage("--known is for all that there was, and not for a parent or --to", "leave one of them out")
     with looking() if dry_run else changing() as (context, options):
         if dry_run:
-            click.echo("\n".join(shim_preview.up(context, parent, to, known=known)))
+            click.echo("\n".join(shim_preview.up(context, parent, to, known=known)) or "# nothing is missing")
             return
         made = [shimming.up(context, parent, to)] if parent or to else shimming.up_all(context, known=known)
         lasting = installing.outlasts_boot(context)

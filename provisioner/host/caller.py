@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def rights() -> Iterator[None]:
         yield
         return
     user, group = int(os.environ["SUDO_UID"]), int(os.environ.get("SUDO_GID", os.environ["SUDO_UID"]))
+    groups = os.getgroups()
+    os.setgroups(_groups(user, group))
     os.setegid(group)
     try:
         os.seteuid(user)
@@ -31,6 +34,19 @@ def rights() -> Iterator[None]:
     finally:
         os.seteuid(0)
         os.setegid(0)
+        os.setgroups(groups)
+
+
+def _groups(user: int, group: int) -> list[int]:
+    """Theirs, and none of root's."""
+    with contextlib.suppress(KeyError):
+        return os.getgrouplist(pwd.getpwuid(user).pw_name, group)
+    return [group]
+
+
+def expanded(path: str) -> Path:
+    """With `~` as the home of who called, which is not root's."""
+    return invoking_home() / path[2:] if path.startswith("~/") else Path(path).expanduser()
 
 
 def _state_path(name: str) -> Path:

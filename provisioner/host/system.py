@@ -47,8 +47,8 @@ def _servers(text: str) -> tuple[Address, ...]:
 
 
 def invoking_home() -> Path:
-    """Home of the user who called, through sudo too."""
-    user = os.environ.get("SUDO_USER")
+    """Home of the user who called, through sudo too: of who became root, not of who became another by `sudo -u`."""
+    user = os.environ.get("SUDO_USER") if os.geteuid() == 0 else None
     with contextlib.suppress(KeyError):
         return Path(pwd.getpwnam(user).pw_dir if user else pwd.getpwuid(os.getuid()).pw_dir)
     return Path("/nonexistent")

@@ -17,8 +17,8 @@ from statistics import median
 
 from provisioner.actions.sandbox import Sandbox, around
 from provisioner.errors import Unable
-from tests.bench import download, pools, seeds, shims, sides, steps
-from tests.bench.turns import Side, take_turns
+from tests.bench import download, lab_report, labs, pools, seeds, shims, sides, steps
+from tests.bench.turns import Side, line, take_turns
 
 
 def main() -> None:
@@ -26,21 +26,41 @@ def main() -> None:
     parser.add_argument(
         "--rounds", type=int, default=10, metavar="N", help="turns of create; the others take twice that"
     )
-    rounds = parser.parse_args().rounds
+    parser.add_argument("only", nargs="?", choices=["labs"], help="this alone, with its full number of turns")
+    parser.add_argument("--write", action="store_true", help="write docs/bench-labs.md and its picture anew")
+    parser.add_argument(
+        "--machines", type=int, default=labs.MACHINES, metavar="N", help="of a lab; few, to see that all of it works"
+    )
+    given = parser.parse_args()
     # As at a user's: the interpreter keeps what it has compiled. Inside the sandbox that leaves nothing behind.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
         around()
     except Unable:
         with Sandbox() as box:
-            sys.exit(box.host().attach([sys.executable, "-m", "tests.bench", "--rounds", str(rounds)]))
-    measure(rounds)
+            sys.exit(box.host().attach([sys.executable, "-m", "tests.bench", *sys.argv[1:]]))
+    if not given.only:
+        measure(given.rounds)
+        print()
+    measure_labs(given.rounds if given.only else given.rounds // 5 or 1, given.machines, write=given.write)
+
+
+def heading(rounds: int) -> str:
+    libvirt = sides.output(["virsh", "version", "--daemon"]).splitlines()[-1].split()[-1]
+    machine = f"{time.strftime('%Y-%m-%d %H:%M')}   Linux {platform.release()}   libvirt {libvirt}"
+    return f"{machine}   Python {platform.python_version()}   medians of {rounds} to {2 * rounds} turns, in ms"
+
+
+def measure_labs(rounds: int, machines: int, *, write: bool) -> None:
+    sides.define_machines(0, nics=0)
+    found = labs.measure(rounds, machines)
+    print(heading(rounds), *lab_report.lines(found), sep="\n")
+    if write:
+        print("", *lab_report.write(found, heading(rounds)), sep="\n")
 
 
 def measure(rounds: int) -> None:
-    libvirt = sides.output(["virsh", "version", "--daemon"]).splitlines()[-1].split()[-1]
-    print(f"{time.strftime('%Y-%m-%d %H:%M')}   Linux {platform.release()}   libvirt {libvirt}   Python ", end="")
-    print(f"{platform.python_version()}   medians of {rounds} to {2 * rounds} turns, in ms\n")
+    print(f"{heading(rounds)}\n")
     print_row(("", "macvm", "beside it", "", "ratio", "goal"))
     compare("macvm --help", "under 60 ms", 2 * rounds, (sides.help_, sides.bare_python))
     sides.prepare_create()
@@ -81,8 +101,7 @@ def compare(title: str, goal: str, rounds: int, compared: Sequence[Side]) -> Non
 
 
 def print_row(cells: tuple[str, str, str, str, str, str]) -> None:
-    title, ours, name, theirs, ratio, goal = cells
-    print(f"{title:<25}{ours:>6}   {name:<36}{theirs:>6}{ratio:>8}   {goal}".rstrip(), flush=True)
+    print(line(cells), flush=True)
 
 
 if __name__ == "__main__":

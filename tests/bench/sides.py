@@ -77,7 +77,7 @@ def define_machines(count: int, nics: int) -> None:
             path = Path(folder, f"{number}.xml")
             path.write_text(_DOMAIN.format(number=number, nics=nics * _NIC))
             commands.append(f"define {path}")
-        output(["virsh", "; ".join(commands)])
+        output(["virsh", "; ".join(commands) or "version"])
 
 
 help_ = Side("macvm --help", [_MACVM, "--help"])

@@ -30,12 +30,12 @@ def _one(argv: Sequence[str]) -> Iterator[tuple[str, float]]:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     ended = time.monotonic()
     for mark, at in [*json.loads(done.stderr.splitlines()[-1]), ("exit", ended)]:
-        yield _spent_on(mark), at - last
+        yield spent_on(mark), at - last
         last = at
     yield "in all", ended - began
 
 
-def _spent_on(mark: str) -> str:
+def spent_on(mark: str) -> str:
     """What the time up to a mark went into: `create:disk:before` ends a note in the journal, `create:disk:after` the
     step itself."""
     step = mark.removeprefix("create:")

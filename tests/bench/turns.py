@@ -39,3 +39,9 @@ def take_turns(sides: Sequence[Side], rounds: int) -> list[list[float]]:
             if number:
                 taken[place].append(spent)
     return taken
+
+
+def line(cells: tuple[str, str, str, str, str, str]) -> str:
+    """What was done, macvm's time, what is beside it, that one's time, the ratio and its goal."""
+    title, ours, name, theirs, ratio, goal = cells
+    return f"{title:<25}{ours:>6}   {name:<36}{theirs:>6}{ratio:>8}   {goal}".rstrip()

@@ -125,7 +125,7 @@ def test_ansible_by_macvms_own_inventory(host: KvmHost) -> None:
     """As a file, through a pipe, and as a script that it asks: without a word of ssh's in the way."""
     programs = Path(sys.executable).parent
     ansible = f"env ANSIBLE_HOME={HERE}/ansible LC_ALL=C.UTF-8 {programs}"
-    host.sh(f"""macvm inventory -i {KEY} > {HERE}/hosts.yaml; chmod 755 {HERE}
+    host.sh(f"""macvm inventory -i {KEY} > {HERE}/hosts.yaml
         printf '#!/bin/sh\nexec macvm inventory -i {KEY} "$@"\n' > {HERE}/script; chmod 755 {HERE}/script""")
     file = json.loads(host.sh(f"{ansible}/ansible-inventory -i {HERE}/hosts.yaml --list"))
     asked = json.loads(host.sh(f"{ansible}/ansible-inventory -i {HERE}/script --list"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,22 @@ def test_v_tells_the_steps_and_vv_the_calls_and_neither_a_password(host: KvmHost
     assert "$6$" not in everything
     assert host.macvm("-vv", "-q", "list").stderr == ""
     host.macvm("delete", "--yes", "web")
+
+
+def test_what_a_domain_keeps_secret_is_not_told(host: KvmHost) -> None:
+    """libvirt is handed a screen's password with the domain."""
+    screen = f"<graphics type='vnc' listen='127.0.0.1' autoport='yes' passwd='{PASSWORD[:8]}'/></devices>"
+    base = (Path(__file__).parents[2] / "templates/q35.xml").read_text()
+    host.node.run(["tee", "/run/screen.xml"], input=base.replace("</devices>", screen), check=True)
+    try:
+        told = host.create("web", "--template", "/run/screen.xml", "--no-start", "--ip", "none", "-vv")
+        assert PASSWORD[:8] in host.sh("virsh dumpxml --security-info web")
+        told.stderr += host.macvm("-vv", "nic", "attach", "web", "--ip", "none").stderr
+        told.stderr += host.macvm("-vv", "delete", "--yes", "web").stderr
+        assert "virDomainDefineXMLFlags(<" in told.stderr
+        assert PASSWORD[:8] not in told.stdout + told.stderr
+    finally:
+        host.sh("rm /run/screen.xml")
 
 
 @pytest.mark.parametrize("level", ["-v", "-vv"])

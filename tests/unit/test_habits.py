@@ -117,6 +117,19 @@ ALIASES = [
     ("shutdown --domain web1 --mode acpi", "stop web1"),
     ("reboot --domain web1 --mode acpi", "restart web1"),
     ("-v ls -o json", "list -v -o json"),
+    ("ps", "list"),
+    ("rm web1", "delete web1"),
+    ("remove web1", "delete web1"),
+    ("inspect web1", "show web1"),
+    ("network ls", "network list"),
+    ("network rm lan", "network delete lan"),
+    ("network inspect lan", "network show lan"),
+    ("nic rm web1 0a", "nic detach web1 0a"),
+    ("nic inspect web1", "nic list web1"),
+    ("shim inspect eth0", "shim status eth0"),
+    ("shim rm eth0", "shim down eth0"),
+    ("image remove tiny", "image delete tiny"),
+    ("endpoint ps", "endpoint list"),
 ]
 
 

@@ -8,9 +8,10 @@ import pytest
 
 from provisioner.actions.addresses import Segment
 from provisioner.actions.endpoint_plan import EndpointRequest
+from provisioner.actions.labs.changes import Change, Plan
 from provisioner.actions.labs.digests import differences, digests
 from provisioner.actions.labs.nic_plan import Ask
-from provisioner.actions.labs.plan import Change, Plan, plan
+from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.real import Real, RealEndpoint, RealMachine, RealNic
 from provisioner.actions.labs.wanted import Wanted, WantedEndpoint, WantedMachine, WantedNic
 from provisioner.actions.labs.wishes import ShimWish

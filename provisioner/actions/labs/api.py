@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from provisioner.actions.labs import down as taking
 from provisioner.actions.labs import status as looked
 from provisioner.actions.labs import up as bringing
+from provisioner.actions.labs.changes import Leave, Plan
 from provisioner.actions.labs.down import Taken
-from provisioner.actions.labs.plan import Leave, Plan
 from provisioner.actions.labs.runner import Event, Watch
 from provisioner.actions.labs.status import LabStatus
 from provisioner.actions.labs.up import Outcome

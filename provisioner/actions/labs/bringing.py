@@ -7,7 +7,7 @@ from functools import partial
 
 from provisioner.actions import endpoint_removal, endpoints, images, networks, pulling, shimming, shims
 from provisioner.actions.labs import machine_work
-from provisioner.actions.labs.plan import Leave, MachineWork, Plan
+from provisioner.actions.labs.changes import Leave, MachineWork, Plan
 from provisioner.actions.labs.runner import Event, Runner, Task, Watch, default_jobs
 from provisioner.actions.labs.up import Failure, Options, Outcome
 from provisioner.actions.labs.wanted import WantedEndpoint

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from provisioner.actions import views
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs import real
+from provisioner.actions.labs.changes import Change
 from provisioner.actions.labs.nic_plan import is_told
 from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.real import Real, RealMachine, RealNic
@@ -50,11 +51,18 @@ def look(context: Context, globs: Sequence[str], lab: str | None) -> Exported:
     found = _Exporting(name, only, there, usual).lab()
     found = _told_all(found, wanted_by(context, found, links), there)
     changes = plan(wanted_by(context, found, links), there).changes
-    notes = [f"not in the file: {one.kind} {one.machine or one.name}: {one.reason}" for one in changes]
+    notes = [_note(change) for change in changes]
     if not name:
         hint = "this host's `lab up` finds their names taken as long as they are there"
         notes.append(f"these VMs are of no lab: {hint}")
     return Exported(found, tuple(notes))
+
+
+def _note(change: Change) -> str:
+    """What a plan of the file still has."""
+    if change.what == "-":
+        return f"{change.kind} {change.name} is not in the file: `lab up` of it would remove that"
+    return f"{change.kind} {change.machine or change.name} is not as the file has it: {change.reason}"
 
 
 def _choose(context: Context, globs: Sequence[str], lab: str | None) -> tuple[str, frozenset[str] | None]:
@@ -115,7 +123,7 @@ class _Exporting:
         self._virt_type = usual_virt_type
 
     def lab(self) -> Lab:
-        machines = [self._machine(one) for name, one in self._real.machines.items() if self._is_meant(name)]
+        machines = [self._machine(one) for name, one in sorted(self._real.machines.items()) if self._is_meant(name)]
         endpoints = list(self._endpoints())
         used = {nic.network for one in machines for nic in one.nics} | {one.network for one in endpoints}
         networks = [

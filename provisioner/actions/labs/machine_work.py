@@ -4,8 +4,8 @@ is wanted."""
 from __future__ import annotations
 
 from provisioner.actions import attaching, images, machines, nic_changes, nics, power, shims
+from provisioner.actions.labs.changes import Leave, MachineWork
 from provisioner.actions.labs.nic_plan import Ask, NicStep, is_told
-from provisioner.actions.labs.plan import Leave, MachineWork
 from provisioner.actions.labs.wanted import WantedMachine
 from provisioner.actions.plan import make_again
 from provisioner.actions.request import CreateRequest

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from provisioner.actions import networks, preview
+from provisioner.actions.labs.changes import MachineWork, Plan
 from provisioner.actions.labs.down import Made, choose
 from provisioner.actions.labs.nic_plan import Ask
-from provisioner.actions.labs.plan import MachineWork, Plan
 from provisioner.context import Context
 
 

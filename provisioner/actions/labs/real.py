@@ -22,6 +22,7 @@ from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
 from provisioner.model.network import Network
 from provisioner.model.nic import Nic
+from provisioner.model.shim import OWNER_PREFIX
 
 
 class RealNic(NamedTuple):
@@ -109,7 +110,9 @@ def _told(store: Store) -> dict[str, str]:
 
 def _holders(store: Store) -> dict[str, frozenset[str]]:
     found: dict[str, set[str]] = {}
-    for row in store.rows("SELECT DISTINCT network, machine FROM macs WHERE network IS NOT NULL"):
+    # A shim has an address of its own for as long as somebody is there to be reached from it.
+    sql = "SELECT DISTINCT network, machine FROM macs WHERE network IS NOT NULL AND owner NOT LIKE ?"
+    for row in store.rows(sql, (f"{OWNER_PREFIX}%",)):
         found.setdefault(row["network"], set()).add(row["machine"])
     return {network: frozenset(names) for network, names in found.items()}
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from provisioner.actions import endpoint_views, views
 from provisioner.actions.labs import real
-from provisioner.actions.labs.plan import Change, plan
+from provisioner.actions.labs.changes import Change
+from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.real import Real, RealMachine, RealNic
 from provisioner.actions.labs.wanted import Wanted, WantedMachine, WantedNic, wanted_by
 from provisioner.actions.labs.wishes import Lab, ShimWish

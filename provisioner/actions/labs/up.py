@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from provisioner.actions.labs import real
-from provisioner.actions.labs.plan import Change, Leave, Plan, plan
+from provisioner.actions.labs.changes import Change, Leave, Plan
+from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.runner import Watch
 from provisioner.actions.labs.wanted import wanted_by
 from provisioner.actions.labs.wishes import Lab

@@ -13,8 +13,8 @@ from provisioner.model.network import Network
 from provisioner.model.shim import To
 
 if TYPE_CHECKING:
+    from provisioner.actions.labs.changes import Plan
     from provisioner.actions.labs.down import Taken
-    from provisioner.actions.labs.plan import Plan
     from provisioner.actions.labs.runner import Watch
     from provisioner.actions.labs.status import LabStatus
     from provisioner.actions.labs.up import Outcome
@@ -75,7 +75,7 @@ class Lab(NamedTuple):
         something would be destroyed, Problems, NotFound, Unable without root.
         """
         from provisioner.actions.labs import api
-        from provisioner.actions.labs.plan import Leave
+        from provisioner.actions.labs.changes import Leave
 
         leave = Leave(restart, recreate)
         return api.up(self, only, options, watch, jobs=jobs, leave=leave, destroy=destroy)

@@ -1,0 +1,186 @@
+"""The lines of a dry run, run on one host, make of it what macvm makes of another from the same words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from tests.sandbox.conftest import make_sandbox
+from tests.sandbox.kvm_host import KvmHost, assert_same
+
+#: Of each domain, as it runs and as it is saved; what libvirt numbers or names after those numbers left out.
+_DOMAINS = r"""
+for name in $(virsh list --all --name); do
+    echo "$name: $(virsh domstate "$name") $(virsh dominfo "$name" | grep Autostart)"
+    (virsh dumpxml "$name"; virsh dumpxml --inactive "$name") | sed -E -e "s/ id='[0-9]+'//; s#/dev/pts/[0-9]+#/dev/pts/N#g" \
+        -e 's/domain-[0-9]+-/domain-N-/; s/ index=.[0-9]+.//' | sed "s/^/$name /"
+done
+"""
+_MAC = re.compile(r"(?<=mac address=.)52(?::[0-9a-f]{2}){5}")
+_SEEDS = r"""
+for seed in $(find /var/lib/macvm/machines -name seed.iso); do
+    xorriso -osirrox on -indev "$seed" -extract / /run/seed 2> /dev/null
+    grep -r . /run/seed; stat -c '%s %a %u:%g' "$seed"; rm -rf /run/seed
+done
+"""
+_UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: libvirt's own bridge, and what is on it.
+_THEIRS = re.compile(r"\b(inner0|vnet[0-9]+)\b")
+
+WEB = ("web", "--memory", "96", "--mac", "52:54:00:00:00:0a")
+
+
+class Pair(NamedTuple):
+    """Two hosts alike: macvm changes the first, and the second follows by the lines of its dry runs."""
+
+    first: KvmHost
+    second: KvmHost
+    anew: set[str]
+
+    def follow(self, *words: str) -> str:
+        """Changes both. Returns the lines."""
+        told = self.first.macvm(*words, "--dry-run").stdout
+        uuids = [uuids_of(host) for host in self[:2]]
+        macs = macs_of(self.first)
+        self.first.macvm("--yes", *words)
+        lines = "\n".join(line for line in told.splitlines() if not line.startswith("#"))
+        for name, uuid in uuids[0].items():
+            lines = lines.replace(uuid, uuids[1][name])
+        chosen = [mac for mac in macs_of(self.first) if mac not in (*macs, *words)]
+        foreseen = [mac for mac in dict.fromkeys(_MAC.findall(lines)) if mac not in (*macs, *words)]
+        for one, other in zip(foreseen, chosen, strict=False):
+            lines = lines.replace(one, other)
+        done = self.second.node.run(["bash", "-ex"], input=lines, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        # One that macvm writes anew for a NIC, which is told to hold no line, differs from then on.
+        self.anew.update(name for name in [*uuids[0], words[1]] if f"the seed of {name} is written anew" in told)
+        self.assert_alike()
+        return told
+
+    def assert_alike(self) -> None:
+        states = [state_of(host) for host in self[:2]]
+        for state in states:
+            state["seeds"] = [] if self.anew else state["seeds"]
+        assert_same(*states)
+
+
+def macs_of(host: KvmHost) -> list[str]:
+    return [nic["mac"] for nic in host.json("nic", "list")]
+
+
+def uuids_of(host: KvmHost) -> dict[str, str]:
+    rows = host.sh("virsh list --all --uuid --name").split()
+    return dict(zip(rows[1::2], rows[::2], strict=True))
+
+
+def state_of(host: KvmHost) -> dict[str, list[str]]:
+    """What `KvmHost.state` has, but for the store, which no line writes to, and for libvirt's and the kernel's numbers."""
+    found = {**host.state(), "domains": host.sh(_DOMAINS).splitlines()}
+    del found["rows"], found["taps"]
+    found["hosts"] = host.sh("cat /etc/hosts").splitlines()
+    found["spaces"] = host.sh(
+        "for one in $(ls /run/netns 2> /dev/null); do ip -n $one -d -o link; ip -n $one -o addr; ip -n $one route; done"
+        " | grep -v fe80:: | sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/if[0-9]+//; s/ state [A-Z]+//'"
+    ).splitlines()
+    found["seeds"] = host.sh(_SEEDS).splitlines()
+    return {
+        kind: sorted(_UUID.sub("UUID", line) for line in lines if kind == "domains" or not _THEIRS.search(line))
+        for kind, lines in found.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    with make_sandbox() as one, make_sandbox() as other:
+        made = Pair(KvmHost(one), KvmHost(other), set())
+        for host in made[:2]:
+            host.macvm("image", "build", "tiny")
+            host.sh(
+                "ip link add eth1 address 02:00:00:00:01:01 type veth peer name far1 address 02:00:00:00:01:02; ip link set far1 addrgenmode none up; ip link set eth1 addrgenmode none up"
+            )
+            host.sh("virsh net-define /dev/stdin <<< '<network><name>inner</name><bridge name=\"inner0\"/>"
+                    "<mac address=\"52:54:00:00:00:99\"/></network>'; virsh net-start inner")  # fmt: skip
+        yield made
+
+
+def test_create_and_delete(pair: Pair) -> None:
+    told = pair.follow("create", *WEB, "--ip", "192.0.2.11/24", "--ip", "2001:db8::11/64", "--autostart")
+    assert "ip -6 neigh add proxy 2001:db8::2 dev mv-eth0" in told
+    vepa = ("--mac", "52:54:00:00:00:0b", "--ip", "192.0.2.12/24", "--mode", "vepa", "--disk", "64M")
+    pair.follow("create", "second", "--memory", "96", *vepa)
+    nics = ("--nic", "mac=52:54:00:00:00:0c,ip=192.0.2.13/24", "--nic", "libvirt=inner")
+    pair.follow("create", "third", "--memory", "96", "--no-start", *nics)
+    pair.follow("start", "third")
+    pair.follow("delete", "web")
+    pair.follow("delete", "--keep-disks", "second", "third")
+    for host in pair[:2]:
+        host.sh("rm -r /var/lib/macvm/machines/*")
+
+
+def test_power(pair: Pair) -> None:
+    pair.follow("create", *WEB, "--ip", "192.0.2.11/24")
+    for host in pair[:2]:
+        host.page("192.0.2.11")
+    pair.follow("restart", "web")
+    pair.follow("stop", "--force", "web")
+    pair.follow("autostart", "on", "web")
+    pair.follow("start", "web")
+    pair.follow("autostart", "off", "web")
+    pair.follow("restart", "--force", "web")
+    pair.follow("reset", "web")
+    pair.follow("stop", "--force", "web")
+    pair.follow("reset", "web")
+    pair.follow("delete", "web")
+
+
+def test_nics(pair: Pair) -> None:
+    pair.follow("create", *WEB, "--ip", "192.0.2.11/24")
+    for host in pair[:2]:
+        host.page("192.0.2.11")
+    first, second, third = (f"52:54:00:00:00:0{digit}" for digit in "abc")
+    addresses = ("--ip", "192.0.2.12/24", "--ip", "2001:db8::12/64")
+    pair.follow("nic", "attach", "web", "--mac", second, *addresses, "--mtu", "1400", "--model", "e1000e")
+    pair.follow("nic", "attach", "web", "--mac", third, "--parent", "eth1", "--mode", "passthrough", "--ip", "none")
+    pair.follow("nic", "set", "web", first, "--mode", "private", "--link", "down")
+    pair.follow("nic", "set", "web", first, "--mode", "bridge", "--config")
+    pair.follow("nic", "set", "web", first, "--link", "up", "--replug", "--mode", "bridge")
+    pair.follow("nic", "set", "web", second, "--ip", "192.0.2.14/24")
+    pair.follow("nic", "detach", "web", third)
+    pair.follow("nic", "set", "web", second, "--parent", "eth1", "--replug")
+    pair.follow("nic", "detach", "web", second, "--live")
+    pair.follow("nic", "detach", "web", second, "--config")
+    pair.follow("delete", "web")
+    pair.anew.clear()
+
+
+def test_networks_and_endpoints(pair: Pair) -> None:
+    subnets = ("--subnet", "192.0.2.0/24", "--ip-range", "192.0.2.64-192.0.2.95", "--subnet", "2001:db8::/64")
+    pair.follow("network", "create", "lan", "--parent", "eth0", *subnets)
+    pair.follow("create", *WEB, "--network", "lan")
+    mac = ("--mac", "52:54:00:00:00:0e")
+    pair.follow("endpoint", "create", "box", "--network", "lan", *mac)
+    pair.follow("network", "up")
+    pair.follow("endpoint", "delete", "box")
+    pair.follow("endpoint", "create", "box", "--mode", "source", "--allow-source", "52:54:00:00:00:0f", *mac)
+    pair.follow("endpoint", "create", "wide", "--mode", "private", "--parent", "eth1", "--mac", "52:54:00:00:00:1e")
+    pair.follow("endpoint", "delete", "box", "wide")
+    pair.follow("delete", "web")
+    pair.follow("network", "delete", "lan")
+
+
+def test_shims_hosts_and_images(pair: Pair) -> None:
+    mac = "52:54:00:00:00:77"
+    pair.follow("shim", "up", "eth0", "--to", f"192.0.2.77,{mac}", "--to", f"2001:db8::77,{mac}")
+    pair.follow("shim", "forget", "2001:db8::77")
+    pair.follow("shim", "down", "eth0")
+    pair.follow("shim", "up")
+    pair.follow("shim", "forget", "192.0.2.77")
+    pair.follow("shim", "down")
+    pair.follow("create", *WEB, "--no-start", "--ip", "192.0.2.11/24")
+    pair.follow("hosts", "--write")
+    pair.follow("delete", "web")
+    pair.follow("hosts", "--write")
+    pair.follow("image", "delete", "tiny")
