@@ -134,7 +134,7 @@ def _choose_parts(context: Context, request: CreateRequest, findings: Findings) 
         root = parse(template, template_name)
         firmware = choose_firmware(context, request, image, root, virt_type, findings.notes)
     with findings.checking():
-        _check_user_data(request, image)
+        _check_user_data(request, image, findings.notes)
     return _Parts(request, image, virt_type, firmware, template, template_name)
 
 
@@ -277,8 +277,14 @@ def _read_template(request: CreateRequest) -> tuple[bytes, str]:
     return text, name
 
 
-def _check_user_data(request: CreateRequest, image: StoredImage | None) -> None:
+def _check_user_data(request: CreateRequest, image: StoredImage | None, notes: list[str]) -> None:
     entry = catalogue().get(image.name) if image else None
+    if entry and entry.configured_by == "none" and (request.user_data or request.password):
+        option = "--user-data" if request.user_data else "--password"
+        hint = 'leave it out; or, where they read one, /etc/macvm/catalog.d says so: configured_by = "cloud-init"'
+        raise Usage(f"guests of {entry.name} read no seed: {option} would not reach them", hint)
+    if entry and request.ssh_keys and not (entry.takes_keys and entry.configured_by != "none"):
+        notes.append(f"guests of {entry.name} take no SSH keys: --ssh-key does not reach them")
     if request.password and not (image and image.login):
         raise Usage("--password needs an image whose login is known", "use --user-data instead")
     if not request.password.isprintable():

@@ -7,7 +7,11 @@ from pathlib import Path
 
 from provisioner.errors import Usage
 from provisioner.model.names import printable
+from provisioner.model.sizes import human_size
 from provisioner.model.ssh_key import is_public_key, key_lines
+
+#: A seed of more would be a disk of its own; and a device such as /dev/zero has no end.
+MOST_BYTES = 16 << 20
 
 
 def read_user_data(paths: Sequence[Path]) -> tuple[bytes, ...]:
@@ -15,10 +19,18 @@ def read_user_data(paths: Sequence[Path]) -> tuple[bytes, ...]:
     found = []
     for path in paths:
         try:
-            found.append(path.read_bytes())
+            found.append(_read(path))
         except OSError as error:
             raise Usage(f"the user-data {path} cannot be read: {error.strerror}", "check --user-data") from error
     return tuple(filter(None, found))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise Usage(f"{path} has more than {human_size(MOST_BYTES)}", "let the guest fetch what is large by itself")
+    return content
 
 
 def read_keys(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -26,11 +38,11 @@ def read_keys(paths: Sequence[Path]) -> tuple[str, ...]:
     keys: list[str] = []
     for path in paths:
         try:
-            text = path.read_text()
+            text = _read(path).decode()
         except (OSError, UnicodeDecodeError) as error:
-            raise Usage(
-                f"the key {path} cannot be read: {error}", "name a public key, such as ~/.ssh/id_ed25519.pub"
-            ) from error
+            said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            hint = "name a public key, such as ~/.ssh/id_ed25519.pub"
+            raise Usage(f"the key {path} cannot be read: {said}", hint) from error
         if "PRIVATE KEY" in text:
             raise Usage(f"{path} is a private key", f"the public one goes into guests: {path}.pub")
         lines = key_lines(text)

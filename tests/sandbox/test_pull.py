@@ -64,6 +64,12 @@ class Shelf:
             [gone.{place % 1}]
             url = "{self.url}/none.qcow2"
             checksum = "sha256:{"0" * 64}"
+            [mute]
+            login = "someone"
+            configured_by = "none"
+            [mute.{place % 1}]
+            url = "{self.url}/one.qcow2"
+            checksum = "sha256:{self.sum("one.qcow2")}"
             [large]
             memory = "1G"
             disk = "64M"
@@ -264,6 +270,18 @@ def test_the_least_memory_and_disk_of_an_image(host: KvmHost, shelf: Shelf) -> N
     assert "large gets 1.0 GiB of memory" in made.stderr
     assert "1048576" in host.sh("virsh dominfo user")
     assert "virtual size: 64 MiB" in host.sh(f"qemu-img info -f qcow2 {STATE}/machines/*/disk.qcow2")
+
+
+def test_what_does_not_reach_a_guest_is_said(host: KvmHost, shelf: Shelf) -> None:
+    host.sh(f"printf '#!/bin/sh\\n' > {SHELF}/script; ssh-keygen -q -t ed25519 -N '' -f {SHELF}/key <<< y")
+    with host.unchanged():
+        for words, option in ((["--user-data", f"{SHELF}/script"], "--user-data"), (["--password", "x"], "--password")):
+            ((error, hint),) = complaints(host.create("user", "--image", "mute", *words, status=2).stderr)
+            assert error == f"guests of mute read no seed: {option} would not reach them"
+            assert "configured_by" in hint
+        for image, is_said in (("mute", True), ("tiny", True), ("web:1", False)):
+            said = host.create("user", "--image", image, "--ssh-key", f"{SHELF}/key.pub", "--dry-run")
+            assert (f"guests of {image} take no SSH keys" in said.stdout + said.stderr) == is_said
 
 
 def test_create_from_a_file(host: KvmHost, shelf: Shelf) -> None:
