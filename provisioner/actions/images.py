@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from provisioner.actions.catalogue import find_entry
 from provisioner.context import Context
-from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
+from provisioner.errors import HypervisorFailed, MacvmError, NotFound, Taken, Unable
 from provisioner.host import disks
 from provisioner.host.leases import now
 from provisioner.host.store import Store, StoredImage
@@ -195,12 +195,20 @@ def build_tiny(context: Context) -> StoredImage:
     context.require_local_root("building an image")
     # Opening the store makes the folders.
     folder = context.store.path.parent / context.images_dir.name
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as work:
+    with _full_disk_said(folder), tempfile.TemporaryDirectory(prefix=".build-", dir=folder) as work:
         built = build(Path(work))
         disk = disks.import_disk(built.disk, folder)
         kernel = disks.import_file(built.kernel, folder, ".vmlinuz")
         initrd = disks.import_file(built.initrd, folder, ".initrd")
     return _replace(context, disk, "tiny", "", kernel.name, initrd.name)
+
+
+@contextlib.contextmanager
+def _full_disk_said(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MacvmError(f"the image cannot be built in {folder}: {error.strerror}", f"df -h {folder}") from error
 
 
 def _replace(
