@@ -64,6 +64,18 @@ def test_build_twice_is_the_same_image(host: KvmHost) -> None:
         ]
 
 
+def test_a_build_on_a_full_disk_says_which_and_leaves_nothing(host: KvmHost) -> None:
+    host.sh("mkdir /run/images /run/images/small; mount -t tmpfs -o size=8m none /run/images/small")
+    try:
+        words = ["--state-dir", "/run/images/small", "image", "build", "tiny"]
+        ((error, hint),) = complaints(host.macvm(*words, status=1).stderr)
+        assert error == "the image cannot be built in /run/images/small/images: No space left on device"
+        assert hint == "df -h /run/images/small/images"
+        assert host.sh("ls -A /run/images/small/images") == ""
+    finally:
+        host.sh("umount /run/images/small")
+
+
 def test_an_image_in_use_is_not_deleted(host: KvmHost, sources: dict[str, str]) -> None:
     host.macvm("image", "import", sources["qcow2"], "mine")
     host.create("one", "--image", "mine", "--no-start")

@@ -201,7 +201,7 @@ def test_ctrl_c_stops_at_a_step_and_up_goes_on_from_there(lab: Lab) -> None:
     command = [
         sys.executable,
         str(DRIVER),
-        "pause=create:define:after@3:30",
+        "pause=create:define:after@3:10",
         "--",
         "lab",
         "up",

@@ -51,7 +51,7 @@ def look(context: Context, globs: Sequence[str], lab: str | None) -> Exported:
     found = _Exporting(name, only, there, usual).lab()
     found = _told_all(found, wanted_by(context, found, links), there)
     changes = plan(wanted_by(context, found, links), there).changes
-    notes = [_note(change) for change in changes]
+    notes = [_note(one) for one in sorted(changes, key=lambda one: (one.kind, one.machine, one.name))]
     if not name:
         hint = "this host's `lab up` finds their names taken as long as they are there"
         notes.append(f"these VMs are of no lab: {hint}")

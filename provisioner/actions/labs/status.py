@@ -87,7 +87,7 @@ class _Looking:
         yield from self._each("shim", shims, {parent: "up" if up else "gone" for parent, up in there.shims.items()})
         machines = {one.request.name: _wanted_machine(one) for one in wanted.machines}
         reality = {name: _machine(one) for name, one in there.machines.items()}
-        for name in {**machines, **reality}:
+        for name in {**machines, **dict(sorted(reality.items()))}:
             yield self._thing("vm", name, machines, reality)
         endpoints = {
             one.request.name: f"{_mode(one.mode)} on {one.request.network or one.nic.parent}"
