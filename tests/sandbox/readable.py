@@ -59,7 +59,8 @@ def read(page: str) -> list[Shown]:
 def run(host: KvmHost, command: str) -> list[str]:
     """All that it prints, on both outputs, as on a terminal of 120 columns."""
     plain = re.sub(r"\bsudo ", "", command)
-    done = host.node.run(["bash", "-c", f"exec 2>&1; export COLUMNS=120\n{plain}"], timeout=300)
+    # The host's own /run: what a page writes goes with the host.
+    done = host.node.run(["bash", "-c", f"exec 2>&1; export COLUMNS=120\n{plain}"], timeout=300, cwd="/run")
     return [line.rstrip() for line in done.stdout.splitlines() if not _beside(line)]
 
 
