@@ -106,7 +106,7 @@ def reset(names: Sequence[str], dry_run: bool) -> None:
     """Give VMs a fresh disk from their image, and lose what is on the old one.
 
     MACs, addresses and NICs stay, as do keys, user-data and password. A VM that runs has its power cut, and is started
-    again; one that is off stays off.
+    again; one that is off stays off. It asks first where there is a terminal.
     """
     from provisioner.actions import reset as resetting
     from provisioner.actions import reset_preview
@@ -114,7 +114,9 @@ def reset(names: Sequence[str], dry_run: bool) -> None:
     if dry_run:
         return _preview(reset_preview.reset, names)
     what = "its disk" if len(names) == 1 else "their disks"
-    confirm(f"Reset {', '.join(names)}, and lose what is on {what}?", options_of(_here()))
+    # Scripts need no --yes for it.
+    if sys.stdin.isatty():
+        confirm(f"Reset {', '.join(names)}, and lose what is on {what}?", options_of(_here()))
     with changing() as (context, options):
         done, notes = resetting.reset(context, names)
         for note in notes:
