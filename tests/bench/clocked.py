@@ -23,8 +23,8 @@ def run(arguments: list[str]) -> None:
         mark("options and settings")
         context.checkpoint = mark
 
-    def plan(*given: object) -> object:
-        found = make_plan(*given)  # type: ignore[arg-type]
+    def plan(*given: object, **named: object) -> object:
+        found = make_plan(*given, **named)  # type: ignore[arg-type]
         mark("plan")
         return found
 
