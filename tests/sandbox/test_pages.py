@@ -19,7 +19,7 @@ ELSEWHERE = {
     "text": "no commands",
     "yaml": "tests/unit/test_lab_file.py loads them",
     "toml": "tests/unit/test_catalogue.py loads them",
-    "python": "tests/sandbox/test_labs.py runs them",
+    "python": "tests/sandbox/test_lab_export.py does the same",
     "sh": "tests/sandbox/test_packaging.py installs so; make demo and make test are what runs this",
 }
 
