@@ -217,7 +217,10 @@ def _update(context: Context, machine: FoundMachine, xml: str, *, live: bool) ->
 def _rewire_live(context: Context, plan: Plan, old: str, work: Work, undo: Undo) -> None:
     machine, found = plan.machine, plan.found
     if not plan.replug:
+        old_routes = [route for route in shims.routes_of(context.store, machine.uuid) if route.mac == found.mac]
         with work.step("mode"):
+            # Once the mode is back: a guest that a shim does not reach has no routes.
+            undo.then(lambda: shims.ensure(context, old_routes))
             undo.then(lambda: _set_mode_back(found.device, plan.before.mode))
             links.set_mode(found.device, plan.after.mode)
         return
