@@ -173,9 +173,7 @@ def test_a_private_key_is_never_taken_for_a_public_one(run: Run, tmp_path: Path)
     assert "secretsecret" not in ran.err
 
 
-@pytest.mark.parametrize(
-    "words", [["delete", "web1"], ["delete", "web1", "web2"], ["reset", "web1"], ["image", "delete", "tiny"]]
-)
+@pytest.mark.parametrize("words", [["delete", "web1"], ["delete", "web1", "web2"], ["image", "delete", "tiny"]])
 def test_what_destroys_asks_and_without_a_terminal_wants_yes(
     run: Run, words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
