@@ -38,6 +38,8 @@ cat > /www/cgi-bin/facts <<'END'
 printf 'Content-Type: text/plain\r\n\r\n'
 for nic in /sys/class/net/eth*; do read -r mtu < $nic/mtu; echo "mtu ${nic##*/} $mtu"; done
 ip -o address show scope global
+# The kernel gives the NIC its link-local address once it has told of the carrier, up to a second later.
+until ip -6 route | grep -q ^fe80; do sleep 0.2; done
 ip route; ip -6 route
 cat /etc/resolv.conf
 END
