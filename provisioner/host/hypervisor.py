@@ -210,8 +210,8 @@ class Hypervisor:
         return sorted(found, key=lambda machine: machine.name)
 
     def with_definitions(self) -> list[tuple[FoundMachine, FoundMachine]]:
-        """Every domain as it is now, with whether it starts with the host, and as its definition has it: the same of
-        one that is off, or has none."""
+        """Every domain as it is now, with whether it starts with the host and has a definition, and as that has it: the
+        same of one that is off, or has none."""
         from provisioner.model.domain_xml.reading import found_machine
 
         shown = []
@@ -220,6 +220,8 @@ class Hypervisor:
             connection = self.open()
             marked = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
             autostart = {domain.UUIDString() for domain in marked}
+            passing = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
+            transient = {domain.UUIDString() for domain in passing}
             for domain, facts in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                 state = facts.get("state.state")
                 with contextlib.suppress(NotFound), _translated("to show a domain"):
@@ -229,7 +231,7 @@ class Hypervisor:
         found = []
         for xml, saved, state in shown:
             now = found_machine(xml, state)
-            now = now._replace(autostart=now.uuid in autostart)
+            now = now._replace(autostart=now.uuid in autostart, defined=now.uuid not in transient)
             found.append((now, now if saved is xml else found_machine(saved, state)))
         return found
 
@@ -360,7 +362,7 @@ class Hypervisor:
             self._domain(uuid).destroy()
 
     def undefine(self, uuid: str, name: str) -> None:
-        """Removes the definition, with what hangs on it. Gone already is fine."""
+        """Removes the definition, with what hangs on it. Gone already is fine, as of a machine that runs on without."""
         flags = (
             libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
             | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -368,7 +370,9 @@ class Hypervisor:
             | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
         )
         with _translated(f"to undefine {name}"), self._gone_is_fine():
-            self._domain(uuid).undefineFlags(flags)
+            domain = self._domain(uuid)
+            if domain.isPersistent():
+                domain.undefineFlags(flags)
 
     def set_autostart(self, uuid: str, name: str, on: bool) -> None:
         with _translated(f"to change autostart of {name}"):

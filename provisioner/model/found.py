@@ -40,7 +40,8 @@ class FoundNic(NamedTuple):
 
 class FoundMachine(NamedTuple):
     """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks.
-    `firmware` is `bios`, `uefi`, or "" where its XML does not show which; `memory` is in bytes."""
+    `firmware` is `bios`, `uefi`, or "" where its XML does not show which; `memory` is in bytes; `defined` tells
+    whether it outlasts its power, where that was looked at."""
 
     name: str
     uuid: str
@@ -53,3 +54,4 @@ class FoundMachine(NamedTuple):
     memory: int = 0
     vcpus: int = 0
     virt_type: str = ""
+    defined: bool = True
