@@ -132,6 +132,32 @@ def test_what_can_change_live_does_without_a_restart(lab: Lab) -> None:
     lab.down("live")
 
 
+def test_what_is_lost_behind_macvm_shows_and_comes_back(lab: Lab) -> None:
+    """A route, the shim, the macvtap of a guest that runs, and its definition; the guest runs on."""
+    host, only = lab.host, "vms: {web: {nics: [{ip: 192.0.2.11/24}]}}\n"
+    lab.up(file=f"lab: lost\n{DEFAULTS}{only}")
+    first = pid(host, "web")
+    (nic,) = host.show("web")["nics"]
+    for lose, change in (
+        ("ip route del 192.0.2.11", "~ shim shim"),
+        ("ip link del mv-eth0", "~ shim shim"),
+        (f"ip link del {nic['device']}", "~ nic web bridge on eth0 (192.0.2.11)"),
+        ("virsh undefine web", "~ vm definition"),
+    ):
+        host.sh(lose)
+        assert lab.plan() == [change], lose
+        things = host.json("lab", "status", lab.path)["things"]
+        assert [bool(one["differs"]) for one in things].count(True) == 1
+        lab.up()
+        assert lab.plan() == [], lose
+        assert "dev mv-eth0" in host.sh("ip route get 192.0.2.11")
+    (after,) = host.show("web")["nics"]
+    assert (after["link"], after["mac"], pid(host, "web")) == ("up", nic["mac"], first)
+    # And with its definition gone it can be taken down.
+    host.sh("virsh undefine web")
+    lab.down("lost")
+
+
 def test_restart_and_recreate_only_where_they_are_said(lab: Lab) -> None:
     host = lab.host
     text = f"lab: again\n{DEFAULTS}{LAN}vms: {{web: {{nics: [{{network: lan}}]}}}}\n"

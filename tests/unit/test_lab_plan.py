@@ -10,6 +10,7 @@ from provisioner.actions.addresses import Segment
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs.changes import Change, Plan
 from provisioner.actions.labs.digests import differences, digests
+from provisioner.actions.labs.host_side import Unserved
 from provisioner.actions.labs.nic_plan import Ask
 from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.real import Real, RealEndpoint, RealMachine, RealNic
@@ -189,6 +190,33 @@ def test_a_link_that_is_down_and_a_kernel_mode_are_drift() -> None:
     assert (asks(down), the(down).reason) == ([Ask.SET], "the link is down")
     mode = plan(wanted(asked("web", wish())), real(made("web", there(1, mode=MacvtapMode.VEPA))))
     assert (asks(mode), the(mode).reason) == ([Ask.SET], "mode vepa → bridge")
+
+
+def test_a_link_that_the_host_lost_is_plugged_in_again() -> None:
+    found = plan(wanted(asked("web", wish())), real(made("web", there(1, link="gone"))))
+    assert (the(found).reason, asks(found)) == ("its link is gone from the host", [Ask.MOVE])
+
+
+def test_what_the_host_lacks_to_reach_a_guest_is_drift() -> None:
+    lacks = {
+        "web": (Unserved("eth0", True, ipaddress.ip_address("192.0.2.11")),),
+        "db": (Unserved("eth1", False, ipaddress.ip_address("192.0.2.12")),),
+    }
+    has = real(made("web", there(1)), made("db", there(2)), unserved=lacks)
+    machines = (asked("web", wish()), asked("db", wish()))
+    found = plan(wanted(*machines), has)
+    reasons = [(one.name, one.reason) for one in found.changes]
+    assert reasons == [("eth0", "no route to 192.0.2.11"), ("eth1", "it is gone")]
+    assert found.unserved == ("eth0", "eth1")
+    assert plan(wanted(*machines), has, ["web"]).unserved == ("eth0",)
+    # A shim that is to come has all of it.
+    assert plan(wanted(*machines, shims=(ShimWish("eth0"), ShimWish("eth1"))), has).unserved == ()
+
+
+def test_a_machine_that_runs_on_without_a_definition_gets_one() -> None:
+    has = made("web", there(1))
+    found = plan(wanted(asked("web", wish())), real(has._replace(now=has.now._replace(defined=False))))
+    assert (the(found).words, the(found).reason, the(found).how) == ("definition", "libvirt has none any more", "live")
 
 
 def test_nics_come_and_go() -> None:

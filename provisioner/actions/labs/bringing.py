@@ -127,6 +127,7 @@ class Bringing:
         steps += [(network.name, partial(self._change_network, network)) for network in found.networks_changed]
         steps += [(network.name, partial(self._make_network, network)) for network in found.networks_new]
         steps += [(wish.parent, partial(self._bring_shim, wish)) for wish in found.shims_up]
+        steps += [(parent, partial(shims.reconcile, self._context, parent)) for parent in found.unserved]
         for name, act in steps:
             if self._runner.stopped:
                 return

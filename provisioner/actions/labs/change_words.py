@@ -37,6 +37,8 @@ def changes_of(work: MachineWork) -> Iterator[Change]:
     for words, reason in (("definition", work.redefine), ("disk", work.resize)):
         if reason:
             yield Change("~", "vm", name, words, reason, halted)
+    if work.save and not work.redefine:
+        yield Change("~", "vm", name, "definition", "libvirt has none any more")
     if work.labels:
         yield Change("~", "vm", name, "labels", "the file has others")
     if work.autostart:

@@ -37,7 +37,7 @@ class MachineWork(NamedTuple):
     """Everything that is to be done to one machine. `wanted` is None for one that goes, `real` for one that comes.
 
     `macs` are those that the NICs keep of one that is made anew. `recreate`, `redefine`, `resize` say why, "" for not
-    at all; `power` is `on`, `off` or "" for as it is.
+    at all; `save` is for one that runs on without a definition; `power` is `on`, `off` or "" for as it is.
     """
 
     name: str
@@ -47,6 +47,7 @@ class MachineWork(NamedTuple):
     macs: tuple[Mac | None, ...] = ()
     recreate: str = ""
     redefine: str = ""
+    save: bool = False
     resize: str = ""
     labels: bool = False
     autostart: bool = False
@@ -60,7 +61,8 @@ class MachineWork(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """`changes` are for people to read, in the order in which they are made; the rest is how."""
+    """`changes` are for people to read, in the order in which they are made; the rest is how. `unserved` are parents
+    whose shim, or routes on it, guests that run lack."""
 
     lab: str
     changes: tuple[Change, ...] = ()
@@ -69,6 +71,7 @@ class Plan(NamedTuple):
     networks_gone: tuple[str, ...] = ()
     shims_up: tuple[ShimWish, ...] = ()
     shims_gone: tuple[Thing, ...] = ()
+    unserved: tuple[str, ...] = ()
     machines: tuple[MachineWork, ...] = ()
     endpoints_gone: tuple[str, ...] = ()
     endpoints_new: tuple[WantedEndpoint, ...] = ()

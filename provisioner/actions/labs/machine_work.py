@@ -24,7 +24,7 @@ _STOP_TIMEOUT = 60.0
 def gives_up(work: MachineWork, leave: Leave) -> bool:
     """Whether there is a first half."""
     moves = any(step.ask in (Ask.DETACH, Ask.MOVE) for step in work.nics)
-    return work.wanted is None or bool(work.recreate and leave.recreate) or halts(work, leave) or moves
+    return work.wanted is None or bool(work.recreate and leave.recreate) or work.save or halts(work, leave) or moves
 
 
 def halts(work: MachineWork, leave: Leave) -> bool:
@@ -54,6 +54,9 @@ def give_up(context: Context, work: MachineWork, leave: Leave) -> None:
         return
     assert work.real is not None
     uuid = work.real.now.uuid
+    if work.save:
+        # Before all else: it would be gone with its power, and its NICs are to be saved.
+        _redefine(context, _request(work.wanted), uuid, work.real.now.marks or Marks())
     if halts(work, leave):
         try:
             power.stop(context, [uuid], timeout=_STOP_TIMEOUT, force=False)
@@ -81,7 +84,7 @@ def become(context: Context, work: MachineWork, leave: Leave, there: Surrounding
     """The second half; `there` is what the host has, looked at once for all."""
     wanted, real = work.wanted, work.real
     assert wanted is not None
-    request = wanted.request._replace(wish=wanted.wish or "")
+    request = _request(wanted)
     if real is None or (work.recreate and leave.recreate):
         if work.macs:
             kept = zip(request.nics, work.macs, strict=True)
@@ -90,6 +93,11 @@ def become(context: Context, work: MachineWork, leave: Leave, there: Surrounding
             context.say(note)
         return
     _change(context, work, leave, wanted, request)
+
+
+def _request(wanted: WantedMachine) -> CreateRequest:
+    """With the digests that the machine is to keep."""
+    return wanted.request._replace(wish=wanted.wish or "")
 
 
 def _change(context: Context, work: MachineWork, leave: Leave, wanted: WantedMachine, request: CreateRequest) -> None:
@@ -151,7 +159,7 @@ def _set_of(step: NicStep) -> nic_changes.Change:
     rewired = before.mode is not wanted.mode or before.saved_mode is not wanted.mode
     retold = before.told is not None and not is_told(wanted, before.told)
     return nic_changes.Change(
-        link="up" if before.link != "up" else None,
+        link="up" if before.link == "down" else None,
         mode=wanted.mode if rewired else None,
         addressing=wanted.asked.addressing if retold else None,
     )

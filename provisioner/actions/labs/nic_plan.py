@@ -99,7 +99,7 @@ def compare(wish: WantedNic, there: RealNic, runs: bool, promises: Promises) -> 
         return None
     moves = list(_moves(wish, there, runs))
     if wish.asked.libvirt_network:
-        differ = [] if there.link == "up" else ["the link is down"]
+        differ = ["the link is down"] if there.link == "down" else []
     else:
         differ = list(_differs(wish, there, promises))
         held = there.told.addressing.addresses if there.told else ()
@@ -115,6 +115,8 @@ def _moves(wish: WantedNic, there: RealNic, runs: bool) -> Iterator[str]:
     told = there.told
     if runs and there.live is not there.saved:
         yield "only the definition has it" if there.saved else "the definition does not have it"
+    if there.link == "gone":
+        yield "its link is gone from the host"
     if wish.asked.libvirt_network:
         if there.network != wish.asked.libvirt_network:
             yield f"libvirt network {there.network} → {wish.asked.libvirt_network}"
@@ -152,7 +154,7 @@ def _differs(wish: WantedNic, there: RealNic, promises: Promises) -> Iterator[st
     if there.told and not is_told(wish, there.told):
         asked = wish.asked.addressing
         yield f"address {_words(there.told.addressing)} → {_words(asked)}"
-    if there.link != "up":
+    if there.link == "down":
         yield "the link is down"
 
 

@@ -16,6 +16,7 @@ from provisioner.actions.labs.comparing import (
     stays,
 )
 from provisioner.actions.labs.digests import AT_FIRST_BOOT, differences
+from provisioner.actions.labs.host_side import Unserved
 from provisioner.actions.labs.nic_plan import Ask, NicStep, Promises, compare, kept_macs, match
 from provisioner.actions.labs.real import Real, RealMachine, RealNic
 from provisioner.actions.labs.wanted import Wanted, WantedEndpoint, WantedMachine, WantedNic
@@ -49,6 +50,8 @@ class _Planning:
     def all(self) -> Plan:
         new, changed, gone, network_changes = self._networks()
         shims_up, shims_gone, shim_changes = self._shims()
+        unserved = self._unserved({wish.parent for wish in shims_up})
+        shim_changes += [Change("~", "shim", parent, "shim", why) for parent, why in unserved.items()]
         machines = [work for work in self._machines() if work]
         endpoints_gone, endpoints_new, endpoint_changes = self._endpoints()
         if self.problems:
@@ -62,6 +65,7 @@ class _Planning:
             networks_gone=tuple(gone),
             shims_up=tuple(shims_up),
             shims_gone=tuple(shims_gone),
+            unserved=tuple(unserved),
             machines=tuple(machines),
             endpoints_gone=tuple(endpoints_gone),
             endpoints_new=tuple(endpoints_new),
@@ -149,6 +153,19 @@ class _Planning:
                 changes.append(Change("-", "shim", name, "", "not in the file"))
         return up, gone, changes
 
+    def _unserved(self, coming: Collection[str]) -> dict[str, str]:
+        """Parents, but for those whose shim comes anyway, each with what guests of its that run and stay lack."""
+        names = [one.request.name for one in self.wanted.machines] + [one.request.name for one in self.wanted.endpoints]
+        lacking: dict[str, list[Unserved]] = {}
+        for name in filter(self._chosen, names):
+            for one in self.real.unserved.get(name, ()):
+                if one.parent not in coming:
+                    lacking.setdefault(one.parent, []).append(one)
+        return {
+            parent: f"no route to {', '.join(str(one.address) for one in some)}" if some[0].has_shim else "it is gone"
+            for parent, some in lacking.items()
+        }
+
     # machines
 
     def _machines(self) -> Iterator[MachineWork | None]:
@@ -189,6 +206,7 @@ class _Planning:
             macs=tuple(kept_macs(machine.nics, there.nics, self.promises)) if recreate else (),
             recreate=recreate,
             redefine="" if recreate else "; ".join([*sizes, *(f"{part} is another" for part in later)]),
+            save=not recreate and there.runs and not there.now.defined,
             resize="" if recreate else "; ".join(larger),
             labels=not recreate and sorted(request.labels) != sorted(marks.labels),
             autostart=not recreate and request.autostart is not there.now.autostart,

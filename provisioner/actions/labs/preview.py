@@ -22,6 +22,7 @@ def up(context: Context, found: Plan) -> list[str]:
         lines += networks.making_lines(network)
     for wish in found.shims_up:
         lines.append(f"macvm shim up {wish.parent}" + "".join(f" --to {one.address or one.block}" for one in wish.to))
+    lines += [f"macvm shim up {parent}" for parent in found.unserved]
     for work in found.machines:
         lines += _machine(context, work)
     lines += [f"macvm endpoint create {one.request.name} --parent {one.nic.parent}" for one in found.endpoints_new]
@@ -36,7 +37,7 @@ def _machine(context: Context, work: MachineWork) -> Iterator[str]:
         yield f"virsh define --validate {name}.xml"
         if work.wanted.request.start:
             yield f"virsh start {name}"
-    if work.redefine:
+    if work.redefine or work.save:
         yield f"virsh define --validate {name}.xml"
     for step in work.nics:
         if step.before and step.ask in (Ask.MOVE, Ask.DETACH):

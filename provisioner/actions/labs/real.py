@@ -9,6 +9,8 @@ from typing import NamedTuple
 from provisioner.actions import endpoint_spaces as spaces
 from provisioner.actions import shims
 from provisioner.actions.catalogue import find_entry
+from provisioner.actions.labs import host_side
+from provisioner.actions.labs.host_side import Unserved
 from provisioner.actions.parents import Links
 from provisioner.context import Context
 from provisioner.errors import Unable
@@ -27,7 +29,8 @@ from provisioner.model.shim import OWNER_PREFIX
 
 class RealNic(NamedTuple):
     """A NIC of a lab's machine. `mode` is the kernel's where it runs, `saved_mode` the definition's; `told` what macvm
-    knows of it, None for one that somebody else attached. `live` and `saved` are the halves that have it."""
+    knows of it, None for one that somebody else attached. `live` and `saved` are the halves that have it; `link` is
+    `gone` where the host has lost its macvtap."""
 
     mac: Mac
     kind: str
@@ -54,7 +57,7 @@ class RealMachine(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        return self.now.state not in ("off", "crashed")
+        return _runs(self.now)
 
 
 class RealEndpoint(NamedTuple):
@@ -67,7 +70,7 @@ class RealEndpoint(NamedTuple):
 class Real(NamedTuple):
     """`machines` are the lab's by name, `strangers` the names of all others. `shims` are the parents whose shim was
     asked for, each with whether it is there; `to` the addresses told to them; `made` what labs made, with their names;
-    `holders` are the machines and endpoints on each network."""
+    `holders` are the machines and endpoints on each network; `unserved` what the host lacks to reach those that run."""
 
     machines: Mapping[str, RealMachine] = {}  # never changed, as those below
     strangers: frozenset[str] = frozenset()
@@ -77,6 +80,7 @@ class Real(NamedTuple):
     shims: Mapping[str, bool] = {}
     to: frozenset[tuple[str, str]] = frozenset()
     made: Mapping[Thing, str] = {}
+    unserved: Mapping[str, tuple[Unserved, ...]] = {}
 
 
 def look(context: Context, lab: str, links: Links) -> Real:
@@ -88,19 +92,25 @@ def look(context: Context, lab: str, links: Links) -> Real:
     if store is None:
         return Real({now.name: RealMachine(now, saved) for now, saved in mine}, strangers)
     told = _told(store)
-    modes = {link.name: link.mode for link in links.all if link.mode}
+    modes = {link.name: link.mode for link in links.all}
     sizes = {image.digest: image.virtual_size for image in store.images()}
     machines = {now.name: _machine(context, now, saved, told, modes, sizes) for now, saved in mine}
     with_shim = {link.name for link in shims.with_shim(links.all)}
+    endpoints, made = _endpoints(store), Labs(store).things()
+    held = {name: [nic.told for nic in one.nics if nic.told] for name, one in machines.items() if one.runs}
+    for name, one in endpoints.items():
+        if one.is_there and made.get(Thing("endpoint", name)) == lab:
+            held[name] = [one.endpoint.nic]
     return Real(
         machines=machines,
         strangers=strangers,
         networks={network.name: network for network in store.networks.all()},
         holders=_holders(store),
-        endpoints=_endpoints(store),
+        endpoints=endpoints,
         shims={parent: parent in with_shim for parent in store.others.held()},
         to=frozenset((one.parent, one.address) for one in store.others.all()),
-        made=Labs(store).things(),
+        made=made,
+        unserved=host_side.look(store, links, held),
     )
 
 
@@ -153,7 +163,15 @@ def _nics(
     now: FoundMachine, saved: FoundMachine, told: Mapping[str, str], modes: Mapping[str, str]
 ) -> tuple[RealNic, ...]:
     live, kept = ({nic.mac: nic for nic in machine.nics} for machine in (now, saved))
-    return tuple(_nic(mac, live.get(mac), kept.get(mac), told.get(mac, ""), modes) for mac in {**kept, **live})
+    found = (_nic(mac, live.get(mac), kept.get(mac), told.get(mac, ""), modes) for mac in {**kept, **live})
+    if not _runs(now):
+        return tuple(found)
+    gone = {nic.mac for nic in now.nics if nic.kind == "direct" and nic.device and nic.device not in modes}
+    return tuple(nic._replace(link="gone") if nic.mac in gone else nic for nic in found)
+
+
+def _runs(machine: FoundMachine) -> bool:
+    return machine.state not in ("off", "crashed")
 
 
 def _nic(mac: Mac, live: FoundNic | None, saved: FoundNic | None, told: str, modes: Mapping[str, str]) -> RealNic:

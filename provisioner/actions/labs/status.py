@@ -84,7 +84,9 @@ class _Looking:
         networks = {one.name: _network(one) for one in wanted.networks}
         yield from self._each("network", networks, {name: _network(one) for name, one in there.networks.items()})
         shims = {one.parent: _shim(one) for one in wanted.shims}
-        yield from self._each("shim", shims, {parent: "up" if up else "gone" for parent, up in there.shims.items()})
+        shims = {one.name: "up" for one in self._changes if one.kind == "shim" and one.what == "~"} | shims
+        up = {one.parent: one.has_shim for some in there.unserved.values() for one in some} | dict(there.shims)
+        yield from self._each("shim", shims, {parent: "up" if is_up else "gone" for parent, is_up in up.items()})
         machines = {one.request.name: _wanted_machine(one) for one in wanted.machines}
         reality = {name: _machine(one) for name, one in there.machines.items()}
         for name in {**machines, **dict(sorted(reality.items()))}:
