@@ -296,8 +296,10 @@ def check_disjoint(network: Network, others: Iterable[Network]) -> None:
             for theirs in other.subnets:
                 both = overlap(mine.given_out, theirs.given_out)
                 if both:
+                    # A lab's file need not name the parent.
+                    where = f", on {network.parent} too" if network.parent else ""
                     raise Taken(
-                        f"{mine.subnet} overlaps {theirs.subnet} of the network {other.name}, on {network.parent} too: "
+                        f"{mine.subnet} overlaps {theirs.subnet} of the network {other.name}{where}: "
                         f"both would give out {both}",
-                        "give each of them an --ip-range of its own",
+                        "give each of them its own --ip-range",
                     )

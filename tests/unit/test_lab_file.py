@@ -418,7 +418,7 @@ def test_true_and_false_are_the_only_words_of_their_kind(word: str) -> None:
         ("networks: {a: {subnets: [{subnet: 192.0.2.0/24, gateway: 10.0.0.1}]}}", 1, 26, "lies in no subnet"),
         ("networks: {a: {subnets: [192.0.2.0/24], reserved: {p: 10.0.0.1}}}", 1, 51, "lies in no subnet"),
         ("networks: {a: {subnets: ['fd00::/64'], mtu: 1000}}", 1, 26, "MTU 1000 is too small"),
-        ("networks: {a: {subnets: [192.0.2.0/24]}, b: {subnets: [192.0.2.0/24]}}", 1, 45, "overlaps 192.0.2.0/24"),
+        ("networks: {a: {subnets: [192.0.2.0/24]}, b: {subnets: [192.0.2.0/24]}}", 1, 45, "overlaps 192.0.2.0/24 of the network a: both would give out 192.0.2.0/24; give each of them its own range"),
         ("images: {a: {source: x.img, checksum: md5}}", 1, 39, "the checksum 'md5' is not understood"),
         ("vms: {web: {password: '${SECRET}'}}", 1, 24, "the variable SECRET is not set; SECRET=… before"),
         ("vms:\n  web:\n    password: a${1x}\n", 3, 16, "'${1x}' names no variable"),

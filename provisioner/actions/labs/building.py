@@ -11,7 +11,7 @@ from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.image_sources import is_elsewhere
 from provisioner.actions.labs.files import Files
 from provisioner.actions.labs.forms import EndpointForm, LabForm, NetworkForm, NicForm, VmForm
-from provisioner.actions.labs.mistakes import Mistake, guess
+from provisioner.actions.labs.mistakes import Mistake, Place, guess
 from provisioner.actions.labs.tree import Items, Table, Text, find
 from provisioner.actions.labs.wishes import ShimWish
 from provisioner.actions.labs.words import in_file_words
@@ -47,9 +47,11 @@ class Builder:
         self._networks: dict[str, Network] = {}
         self._macs: dict[Mac, str] = {}
         self._addresses: dict[tuple[str, Address], str] = {}
+        self.places: dict[tuple[str | int, ...], Place] = {}
 
     def networks(self) -> tuple[Network, ...]:
         for name, form in self._form.networks.items():
+            self._place(("networks", name), "network", name)
             with self._checking("networks", name):
                 network = self._network(name, form)
                 check_disjoint(network, self._networks.values())
@@ -154,6 +156,7 @@ class Builder:
     def endpoints(self) -> tuple[EndpointRequest, ...]:
         made: list[EndpointRequest] = []
         for name, form in self._form.endpoints.items():
+            self._place(("endpoints", name), "endpoint", name)
             with self._checking("endpoints", name):
                 check_mode(form.mode, form.ipvlan, form.allow_source)
                 request = _endpoint(name, form)
@@ -166,6 +169,7 @@ class Builder:
     def shims(self) -> tuple[ShimWish, ...]:
         made: dict[str, ShimWish] = {}
         for number, form in enumerate(self._form.shims):
+            self._place(("shims", number), "shim", form.parent)
             if form.parent in made:
                 self._complain(("shims", number), "this parent has its shim in the list already", "make one of them")
             made[form.parent] = ShimWish(form.parent, form.to)
@@ -194,6 +198,7 @@ class Builder:
     def _check_nics(self, where: Location, requests: list[CreateRequest]) -> None:
         for request in requests:
             for number, nic in enumerate(request.nics):
+                self._place((*where, number), "vm", request.name, number)
                 self._check_nic((*where, number), request.name, nic)
 
     def _check_nic(self, where: Location, name: str, nic: NicRequest) -> None:
@@ -229,6 +234,9 @@ class Builder:
             what = f"there is no network {name.written or printable(name)} in the file"
             hint = guess("" if name.written else name, names) if names else "add it below `networks:`"
             self._complain((*where, "network"), what, hint)
+
+    def _place(self, location: Location, *thing: str | int) -> None:
+        self.places[thing] = find(self._tree, location)[0]
 
     def _complain(self, location: Location, what: str, hint: str) -> None:
         self._mistakes.append(Mistake(find(self._tree, location)[0], what, hint))

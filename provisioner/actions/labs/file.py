@@ -68,7 +68,7 @@ def parse(data: bytes, path: Path, environment: Mapping[str, str]) -> Lab:
     shims = builder.shims()
     if mistakes:
         raise LabMistakes(path, _without_secrets(mistakes, tree))
-    return Lab(name, path, networks, machines, endpoints, shims)
+    return Lab(name, path, networks, machines, endpoints, shims, builder.places)
 
 
 def _without_secrets(mistakes: list[Mistake], tree: Table) -> list[Mistake]:

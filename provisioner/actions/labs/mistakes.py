@@ -39,12 +39,17 @@ class LabMistakes(Problems):
         if more := found[MOST_SAID:]:
             found[MOST_SAID:] = [Mistake(more[0].place, f"{len(more)} more mistakes follow", "mend those above first")]
         self.mistakes = tuple(found)
-        file = str(path) if str(path).isprintable() else printable(str(path), 200)
-        super().__init__([Usage(f"{file}:{at.line}:{at.column}: {what}", hint) for at, what, hint in self.mistakes])
+        super().__init__([Usage(f"{shown(path, at)}: {what}", hint) for at, what, hint in self.mistakes])
         self.message = "\n".join(f"{one.message}; {one.hint}" for one in self.problems)
 
     def __str__(self) -> str:
         return self.message
+
+
+def shown(path: Path, at: Place) -> str:
+    """`FILE:LINE:COLUMN`."""
+    file = str(path) if str(path).isprintable() else printable(str(path), 200)
+    return f"{file}:{at.line}:{at.column}"
 
 
 def _visible(text: str) -> str:

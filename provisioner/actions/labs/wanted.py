@@ -3,7 +3,8 @@ changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from provisioner.actions.addresses import Segment, segment_of
@@ -15,13 +16,14 @@ from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.actions.virt_type import choose_virt_type
 from provisioner.actions.wiring import Findings, complete
 from provisioner.context import Context
+from provisioner.errors import MacvmError, Problems, Usage
 from provisioner.host.labs import read_key
 from provisioner.host.networks import no_network
 from provisioner.model.endpoint import MacvlanMode, Mode, stands_for
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
 from provisioner.model.network import Network
-from provisioner.model.nic import Addressing
+from provisioner.model.nic import Address, Addressing
 from provisioner.model.vlan import vlan_parent
 
 
@@ -77,6 +79,7 @@ class _Filling:
         self._links = links
         self._findings = Findings()
         self._segments: dict[str, Segment] = {}
+        self._held: dict[tuple[str, Address], str] = {}
         self._virt_types: dict[str, str] = {}
         try:
             self._key: bytes | None = read_key(context.state_dir) or b""
@@ -87,22 +90,49 @@ class _Filling:
         lab, links, findings = self._lab, self._links, self._findings
         networks, shims, machines, endpoints = [], [], [], []
         for network in lab.networks:
-            with findings.checking():
+            with self._at("network", network.name):
                 name = self._parent(network.parent, network.mode)
                 vlan = vlan_parent(name) if links.find(name) is None else None
                 networks.append(network._replace(parent=vlan.link if vlan else name))
         self._networks = {network.name: network for network in networks}
         for shim in lab.shims:
-            with findings.checking():
+            with self._at("shim", shim.parent):
                 shims.append(shim._replace(parent=self._parent(shim.parent, MacvtapMode.BRIDGE)))
         for request in lab.machines:
             with findings.checking():
                 machines.append(self._machine(request))
         for endpoint in lab.endpoints:
-            with findings.checking():
+            with self._at("endpoint", endpoint.name):
                 endpoints.append(self._endpoint(endpoint))
         findings.finish()
         return Wanted(lab.name, tuple(networks), tuple(shims), tuple(machines), tuple(endpoints))
+
+    @contextlib.contextmanager
+    def _at(self, *thing: str | int) -> Iterator[None]:
+        """What is wrong is said with its place in the file, and in the file's words."""
+        place = self._lab.places.get(thing)
+        with self._findings.checking():
+            try:
+                yield
+            except MacvmError as error:
+                if place is None or self._lab.path is None:
+                    raise
+                from provisioner.actions.labs.mistakes import shown
+                from provisioner.actions.labs.words import in_file_words
+
+                several = error.problems if isinstance(error, Problems) else (error,)
+                at = shown(self._lab.path, place)
+                raise Problems(
+                    [type(one)(f"{at}: {in_file_words(one.message)}", in_file_words(one.hint)) for one in several]
+                ) from None
+
+    def _hold(self, name: str, nic: WantedNic) -> WantedNic:
+        """That nobody else has its addresses: on the parent that it has by now, which the file need not name."""
+        for address in nic.asked.addressing.addresses:
+            if self._held.setdefault((nic.parent, address), name) != name:
+                whose = self._held[nic.parent, address]
+                raise Usage(f"the address {address} is {whose}'s already", f"give {name} another, or none")
+        return nic
 
     def _parent(self, wanted: str, mode: MacvtapMode) -> str:
         return choose_parent(self._links, wanted or self._context.settings.parent, mode)
@@ -119,9 +149,9 @@ class _Filling:
 
     def _machine(self, request: CreateRequest) -> WantedMachine:
         nics = []
-        for asked in request.nics:
-            with self._findings.checking():
-                nics.append(self._nic(asked, shim=request.shim))
+        for number, asked in enumerate(request.nics):
+            with self._at("vm", request.name, number):
+                nics.append(self._hold(request.name, self._nic(asked, shim=request.shim)))
         wish = None if self._key is None else digests(self._key, request)
         return WantedMachine(request, tuple(nics), self._virt_type(request.virt_type), wish)
 
@@ -153,9 +183,9 @@ class _Filling:
         )
         mode: Mode = request.ipvlan or request.mode or MacvlanMode.BRIDGE
         if not request.network:
-            nic = self._nic(asked._replace(mode=stands_for(mode)), shim=request.shim)
+            nic = self._hold(request.name, self._nic(asked._replace(mode=stands_for(mode)), shim=request.shim))
             return WantedEndpoint(request, mode, nic)
-        nic = self._nic(asked, shim=request.shim)
+        nic = self._hold(request.name, self._nic(asked, shim=request.shim))
         if not request.ipvlan and request.mode is not MacvlanMode.SOURCE:
             mode = MacvlanMode(nic.mode.value)
         return WantedEndpoint(request, mode, nic._replace(mode=stands_for(mode)))

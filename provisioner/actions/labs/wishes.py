@@ -15,6 +15,7 @@ from provisioner.model.shim import To
 if TYPE_CHECKING:
     from provisioner.actions.labs.changes import Plan
     from provisioner.actions.labs.down import Taken
+    from provisioner.actions.labs.mistakes import Place
     from provisioner.actions.labs.runner import Watch
     from provisioner.actions.labs.status import LabStatus
     from provisioner.actions.labs.up import Outcome
@@ -30,7 +31,9 @@ class ShimWish(NamedTuple):
 
 class Lab(NamedTuple):
     """`path` is the file, None for a lab that was put together by a program. A network's `parent` is empty for the
-    default route's link. `machines` are those that `count` makes, each with the lab's name and its own labels."""
+    default route's link. `machines` are those that `count` makes, each with the lab's name and its own labels.
+    `places` are where in the file networks, endpoints, shims and NICs stand: by kind and name, and for a NIC, of kind
+    `vm`, by its number too."""
 
     name: str
     path: Path | None = None
@@ -38,6 +41,7 @@ class Lab(NamedTuple):
     machines: tuple[CreateRequest, ...] = ()
     endpoints: tuple[EndpointRequest, ...] = ()
     shims: tuple[ShimWish, ...] = ()
+    places: Mapping[tuple[str | int, ...], Place] = {}  # never changed
 
     @classmethod
     def load(cls, path: Path | str, environment: Mapping[str, str] | None = None) -> Lab:

@@ -16,6 +16,8 @@ from provisioner.errors import Usage
 from provisioner.model.names import printable
 
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)=?")
+#: Keys that are not called as their options.
+_KEYS = {"ip-range": "range", "aux-address": "reserved", "ssh-key": "ssh_keys", "no-shim": "shim: false"}
 #: What YAML 1.1 reads as a number to the base of sixty, and all versions as a decimal or floating one.
 _NUMERIC_MAC = re.compile(r"[0-9]{1,2}(?::[0-9]{1,2})+|[0-9]+(?:e[0-9]+)?", re.IGNORECASE)
 
@@ -31,7 +33,12 @@ def from_usage(error: Usage) -> PydanticCustomError:
 
 def in_file_words(text: str) -> str:
     """`text` with a file's keys in place of the command line's options."""
-    return _OPTION.sub(lambda option: option[1].replace("-", "_") + (" " if option[0].endswith("=") else ""), text)
+
+    def key(option: re.Match[str]) -> str:
+        said = _KEYS.get(option[1]) or option[1].replace("-", "_")
+        return said + (" " if option[0].endswith("=") else "")
+
+    return _OPTION.sub(key, text)
 
 
 class Word:
