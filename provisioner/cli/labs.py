@@ -14,6 +14,7 @@ from provisioner.cli.base import group
 from provisioner.cli.completion import machine_names
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Usage
+from provisioner.model.names import printable
 
 if TYPE_CHECKING:
     from provisioner.actions.labs.changes import Change, Plan
@@ -202,17 +203,19 @@ def _report_up(outcome: Outcome, options: Options) -> None:
     problems += [f"{one.name}: {one.words} ({one.reason}) needs --{one.how}" for one in outcome.left]
     hints = [one.hint for one in outcome.failed if one.hint]
     hints += [f"macvm lab up --{how}" for how in ("restart", "recreate") if any(one.how == how for one in outcome.left)]
-    _end(outcome.done, problems, hints, outcome.stopped)
+    # What waits for a word of the user's is no failure: the rest is as the file has it.
+    fine = outcome.done or outcome.left
+    _end(fine, problems, hints, outcome.stopped)
 
 
-def _end(done: Sequence[str], problems: Sequence[str], hints: Sequence[str], stopped: bool) -> None:
+def _end(done: Sequence[object], problems: Sequence[str], hints: Sequence[str], stopped: bool) -> None:
     """Raises what the command is to end with. The last lines say which failed and why."""
     if stopped and not done:
         raise KeyboardInterrupt
     if stopped:
         raise PartlyDone("stopped; what was begun has been undone, and what was done stays", "again, and it goes on")
     if problems:
-        kind = PartlyDone if done or not problems else MacvmError
+        kind = PartlyDone if done else MacvmError
         raise kind("; ".join(problems), hints[0] if hints else "")
 
 
@@ -277,6 +280,9 @@ def _find(context: Context, targets: Sequence[str]) -> tuple[Any, tuple[str, ...
         if not Path(file).exists() and targets and not _is_file(targets[0]):
             return taking.find(context, targets[0]), only
         name = load(Path(file), os.environ).name
+        if only and targets[0] == only[0] and not any(one.name == name for one in taking.list_all(context)):
+            said = f"there is no lab {printable(only[0], 70)}, nor is {name} of {file} up"
+            raise NotFound(said, "`macvm lab list` shows all there are")
     return taking.find(context, name), only
 
 

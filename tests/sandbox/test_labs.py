@@ -158,13 +158,39 @@ def test_what_is_lost_behind_macvm_shows_and_comes_back(lab: Lab) -> None:
     lab.down("lost")
 
 
+def test_what_this_host_finds_wrong_has_its_place_too(lab: Lab) -> None:
+    lab.write(
+        "lab: wrong\nvms:\n"
+        "  a: {nics: [{ip: 192.0.2.11/24}]}\n"
+        "  b: {count: 2, nics: [{ip: none}, {parent: eth0, ip: 192.0.2.20/24, gateway: 10.9.9.9}]}\n"
+        "  c: {nics: [{parent: eth0, ip: 192.0.2.11/24}]}\n"
+        "  d: {nics: [{parent: eth7, ip: 192.0.2.12/24}, {ip: 10.0.0.1}]}\n"
+    )
+    said = lab.up(status=2).splitlines()
+    assert [line.removeprefix(f"error: {lab.path}:") for line in said if "hint" not in line] == [
+        "4:36: gateway 10.9.9.9 is in no subnet of 192.0.2.20/24",
+        "4:36: gateway 10.9.9.9 is in no subnet of 192.0.2.21/24",
+        "5:14: the address 192.0.2.11 is a's already",
+        "6:14: there is no link eth7 on this host",
+        "6:49: 10.0.0.1 has no length, and is in no subnet of eth0 (192.0.2.0/24, 2001:db8::/64)",
+    ]
+    assert "hint: say it: ip 10.0.0.1/24" in said
+
+
+def test_a_lab_that_there_is_none_of_is_named(lab: Lab) -> None:
+    """Beside the file of another lab, which is not up either."""
+    lab.write(TWO)
+    said = lab.host.sh(f"cd {lab.path.parent}; macvm lab down nowhere --yes 2>&1 || true")
+    assert said.startswith("error: there is no lab 'nowhere', nor is two of macvm.yaml up\n")
+
+
 def test_restart_and_recreate_only_where_they_are_said(lab: Lab) -> None:
     host = lab.host
     text = f"lab: again\n{DEFAULTS}{LAN}vms: {{web: {{nics: [{{network: lan}}]}}}}\n"
     lab.up("--wait", file=text)
     before, disk = pid(host, "web"), host.sh("stat -c %i /var/lib/macvm/machines/*/disk.qcow2")
     larger = text.replace("memory: 96M", "memory: 128M")
-    assert "needs --restart" in lab.up(file=larger, status=1)
+    assert "needs --restart" in lab.up(file=larger, status=7)
     assert pid(host, "web") == before
     lab.up("--restart")
     assert lab.plan() == []
@@ -173,7 +199,7 @@ def test_restart_and_recreate_only_where_they_are_said(lab: Lab) -> None:
     assert "<memory unit='KiB'>131072</memory>" in host.sh("virsh dumpxml web")
     mac = host.show("web")["nics"][0]["mac"]
     other = larger.replace("ssh_keys: []", "ssh_keys: [], password: 'other'")
-    assert "needs --recreate" in lab.up("--restart", file=other, status=1)
+    assert "needs --recreate" in lab.up("--restart", file=other, status=7)
     assert host.sh("stat -c %i /var/lib/macvm/machines/*/disk.qcow2") == disk
     asked = host.node.run(["macvm", "lab", "up", str(lab.path), "--recreate"])
     assert (asked.returncode, asked.stderr.splitlines()[-1]) == (2, "hint: say --yes")

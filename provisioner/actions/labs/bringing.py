@@ -16,7 +16,7 @@ from provisioner.actions.networks import NetworkRequest
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.wiring import Surroundings
 from provisioner.context import Context
-from provisioner.errors import MacvmError
+from provisioner.errors import MacvmError, Problems
 from provisioner.host.labs import Labs, Thing
 from provisioner.model.network import Network
 
@@ -55,7 +55,8 @@ class Bringing:
         return any(one.name == name for one in self._failed)
 
     def _fail(self, name: str, error: MacvmError) -> None:
-        self._failed.append(Failure(name, error.message, error.hint))
+        hints = [one.hint for one in error.problems] if isinstance(error, Problems) else [error.hint]
+        self._failed.append(Failure(name, error.message, next(filter(None, hints), "")))
 
     def _each(self, acts: Sequence[tuple[str, Callable[[Context], object]]]) -> None:
         """Side by side, but for what has failed before."""

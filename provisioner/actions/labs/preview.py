@@ -8,7 +8,9 @@ from provisioner.actions import networks, preview
 from provisioner.actions.labs.changes import MachineWork, Plan
 from provisioner.actions.labs.down import Made, choose
 from provisioner.actions.labs.nic_plan import Ask
+from provisioner.actions.labs.wanted import WantedEndpoint
 from provisioner.context import Context
+from provisioner.model.endpoint import IpvlanMode, MacvlanMode
 
 
 def up(context: Context, found: Plan) -> list[str]:
@@ -25,8 +27,20 @@ def up(context: Context, found: Plan) -> list[str]:
     lines += [f"macvm shim up {parent}" for parent in found.unserved]
     for work in found.machines:
         lines += _machine(context, work)
-    lines += [f"macvm endpoint create {one.request.name} --parent {one.nic.parent}" for one in found.endpoints_new]
+    lines += [_endpoint(one) for one in found.endpoints_new]
     return lines or ["# nothing to change"]
+
+
+def _endpoint(wish: WantedEndpoint) -> str:
+    request, told = wish.request, wish.request.addressing
+    words = ["--network", request.network] if request.network else ["--parent", wish.nic.parent]
+    if isinstance(wish.mode, IpvlanMode):
+        words += ["--ipvlan", wish.mode.value]
+    elif not request.network or wish.mode is MacvlanMode.SOURCE:
+        words += ["--mode", wish.mode.value]
+    for address in told.static:
+        words += ["--ip", str(address) if wish.nic.segment is None else str(address.ip)]
+    return " ".join(["macvm endpoint create", request.name, *words])
 
 
 def _machine(context: Context, work: MachineWork) -> Iterator[str]:
