@@ -58,14 +58,15 @@ def look(context: Context, lab: Lab, only: Sequence[str] = ()) -> Plan:
 
 
 @contextmanager
-def changing(context: Context, name: str, path: str, doing: str) -> Iterator[None]:
-    """Holds a lab: another command that changes it waits, and says who holds it."""
+def changing(context: Context, name: str, path: str, doing: str) -> Iterator[bool]:
+    """Holds a lab: another command that changes it waits, and says who holds it. Yields whether it is a new one."""
     labs = Labs(context.store)
     found = labs.find(name)
     waiting = f"waiting for {found.holder}" if found else f"waiting for another macvm that changes the lab {name}"
     with context.lock(f"lab-{name}", waiting=waiting):
+        is_new = labs.find(name) is None
         labs.hold(name, path, f"macvm lab {doing} {name}, process {os.getpid()}, since {time.strftime('%H:%M:%S')}")
-        yield
+        yield is_new
 
 
 def up(
@@ -77,11 +78,16 @@ def up(
     """
     context.require_local_root("bringing a lab up")
     path = str(lab.path.absolute()) if lab.path else ""
-    with changing(context, lab.name, path, "up"):
+    with changing(context, lab.name, path, "up") as is_new:
         make_key(context.state_dir)
         _settle(context, {request.name for request in lab.machines})
-        found = look(context, lab, options.only)
-        agree(found)
+        try:
+            found = look(context, lab, options.only)
+            agree(found)
+        except BaseException:
+            if is_new:
+                Labs(context.store).forget(lab.name)
+            raise
         told = [nic.addressing for request in lab.machines for nic in request.nics]
         told += [endpoint.addressing for endpoint in lab.endpoints]
         context.promised = frozenset(address for one in told for address in one.addresses)
