@@ -23,7 +23,7 @@ from provisioner.host import disks, system
 from provisioner.host.store import StoredImage
 from provisioner.model.domain_xml.parsing import parse
 from provisioner.model.domain_xml.writing import domain_xml
-from provisioner.model.found import Marks
+from provisioner.model.found import TEMPLATE, Marks
 from provisioner.model.machine import Machine
 from provisioner.model.names import check_name
 from provisioner.model.nic import Nic
@@ -164,7 +164,8 @@ def _assemble(context: Context, parts: _Parts, identity: str, nics: tuple[Nic, .
             login=login,
             password="own" if request.password else "",
             lab=request.lab,
-            wish=request.wish,
+            # No file says it, and nothing shows afterwards that there was one.
+            wish=request.wish or (TEMPLATE if request.template else ""),
             labels=request.labels,
         ),
     )

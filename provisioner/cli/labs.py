@@ -345,7 +345,8 @@ def reset(targets: Sequence[str], jobs: int | None, dry_run: bool) -> None:
 def export(globs: Sequence[str], of_lab: str | None) -> None:
     """Print a lab file of VMs that are there, with their networks, endpoints and shims.
 
-    What guests were told at their first boot (user-data, keys, passwords) cannot be read back, and is not in it.
+    What guests were told at their first boot (user-data, keys, passwords) cannot be read back, and is not in it, nor
+    is a template.
     """
     with looking() as (context, options):
         from provisioner.actions.labs import export as exporting

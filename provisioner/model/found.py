@@ -11,6 +11,9 @@ from typing import NamedTuple
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
 
+#: The wish of a machine that `create` made from a template.
+TEMPLATE = "template=own"
+
 
 class Marks(NamedTuple):
     """macvm's facts about a machine, in the domain's `<metadata>`. `password` is `own` where create was given one;
@@ -41,7 +44,8 @@ class FoundNic(NamedTuple):
 class FoundMachine(NamedTuple):
     """A domain as libvirt has it. `marks` is None for a machine that macvm did not make; `files` are its disks.
     `firmware` is `bios`, `uefi`, or "" where its XML does not show which; `memory` is in bytes; `defined` tells
-    whether it outlasts its power, where that was looked at."""
+    whether it outlasts its power, where that was looked at. `boot` are the kernel, initrd and command line that QEMU
+    loads itself, `vnc` the address and port of its screen, "" for the next free one."""
 
     name: str
     uuid: str
@@ -55,3 +59,5 @@ class FoundMachine(NamedTuple):
     vcpus: int = 0
     virt_type: str = ""
     defined: bool = True
+    boot: tuple[str, str, str] | None = None
+    vnc: tuple[str, str] | None = None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from provisioner.resources import resource
 from tests.sandbox.kvm_host import KvmHost
 from tests.sandbox.test_json import valid
 
@@ -100,6 +101,31 @@ def test_endpoints_and_vms_of_no_lab(host: KvmHost) -> None:
     assert len(host.json("endpoint", "list")) == 4
     host.create("alone", "--no-start", "--ip", "192.0.2.64/24")
     assert export(host, "alone", "pool", "one", "none", "sources") == (file, notes)
+
+
+def test_kernels_and_screens_are_in_it_and_of_a_template_is_said_that_it_is_not(host: KvmHost) -> None:
+    host.sh("touch /run/exported/k /run/exported/i")
+    booted = ("--kernel", "/run/exported/k", "--initrd", "/run/exported/i", "--cmdline", "root=$x: y")
+    try:
+        host.create("boots", "--no-start", "--lab", "own", "--vnc=127.0.0.1:5907", *booted)
+        host.create("seen", "--no-start", "--lab", "own", "--vnc")
+        file, notes = export(host, "--lab", "own")
+        assert notes == ""
+        for line in ('kernel: "/run/exported/k"', 'initrd: "/run/exported/i"', 'cmdline: "root=$$x: y"',
+                     'vnc: "127.0.0.1:5907"', "vnc: true"):  # fmt: skip
+            assert f"    {line}\n" in file
+        assert host.macvm("lab", "plan", FILE, "--exit-code").stdout == "own: nothing to change\n"
+        # What somebody made of it since is drift.
+        host.sh("virsh dumpxml boots | sed s,exported/k,exported/i, | virsh define /dev/stdin")
+        drift = (
+            "own: 0 to add, 1 to change, 0 to remove\n~ vm boots: definition  (kernel, initrd or cmdline is another)\n"
+        )
+        assert host.macvm("lab", "plan", FILE, "--exit-code", status=8).stdout == drift
+        host.create("shaped", "--no-start", "--template", resource("templates", "q35.xml"))
+        assert "note: vm shaped is not as the file has it: template is not in it\n" in export(host, "shaped")[1]
+    finally:
+        host.macvm("delete", "--yes", "boots", "seen", "shaped")
+        host.sh("rm /run/exported/k /run/exported/i")
 
 
 def test_what_it_cannot_say_is_said(host: KvmHost) -> None:

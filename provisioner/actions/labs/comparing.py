@@ -50,7 +50,17 @@ def is_so(part: str, request: CreateRequest, there: RealMachine) -> bool:
     marks = there.now.marks
     if part == "image":
         return marks is not None and request.image == marks.image and not request.checksum
+    if part == "boot":
+        return _boots_as(request, there)
+    if part == "vnc":
+        return request.vnc is not None and tuple(str(one or "") for one in request.vnc) == there.saved.vnc
     return part == "firmware" and request.firmware == there.now.firmware
+
+
+def _boots_as(request: CreateRequest, there: RealMachine) -> bool:
+    if request.boot is None:
+        return there.saved.boot is None or request.template is not None
+    return tuple(str(one or "") for one in request.boot) == there.saved.boot
 
 
 def sizes_differ(machine: WantedMachine, there: RealMachine) -> list[str]:
@@ -63,6 +73,8 @@ def sizes_differ(machine: WantedMachine, there: RealMachine) -> list[str]:
             found.append(f"vcpus {one.vcpus} → {request.vcpus}")
         if one.virt_type != machine.virt_type:
             found.append(f"virt_type {one.virt_type} → {machine.virt_type}")
+    if not _boots_as(request, there):
+        found.append("kernel, initrd or cmdline is another")
     return list(dict.fromkeys(found))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from provisioner.actions import views
@@ -21,6 +22,8 @@ from provisioner.context import Context
 from provisioner.errors import NotFound, Unable, Usage
 from provisioner.host.labs import Thing
 from provisioner.model.endpoint import Endpoint, IpvlanMode, MacvlanMode
+from provisioner.model.found import TEMPLATE, Marks
+from provisioner.model.machine import DirectBoot, Vnc
 from provisioner.model.names import printable
 from provisioner.model.network import Network
 from provisioner.model.nic import Addressing, Nic, parse_address
@@ -62,7 +65,8 @@ def _note(change: Change) -> str:
     """What a plan of the file still has."""
     if change.what == "-":
         return f"{change.kind} {change.name} is not in the file: `lab up` of it would remove that"
-    return f"{change.kind} {change.machine or change.name} is not as the file has it: {change.reason}"
+    reason = change.reason.replace("is another", "is not in it")
+    return f"{change.kind} {change.machine or change.name} is not as the file has it: {reason}"
 
 
 def _choose(context: Context, globs: Sequence[str], lab: str | None) -> tuple[str, frozenset[str] | None]:
@@ -156,6 +160,8 @@ class _Exporting:
             disk_size=size if size and size > machine.least_disk else None,
             virt_type=now.virt_type if now.virt_type != self._virt_type else "",
             firmware=now.firmware if now.firmware == "uefi" else None,
+            boot=_boot(machine.saved.boot) if _said(marks, "boot") else None,
+            vnc=_vnc(machine.saved.vnc) if _said(marks, "vnc") else None,
             start=machine.runs,
             shim=shim,
             autostart=now.autostart,
@@ -174,6 +180,22 @@ class _Exporting:
             served = [address for at, address in sorted(self._real.to) if at == parent and self._made("to", address)]
             if self._made("shim", parent) or served:
                 yield ShimWish(parent, tuple(To(parse_address(address)) for address in served))
+
+
+def _said(marks: Marks, part: str) -> bool:
+    """Whether its lab's file, or `create`, may have said a part of a definition; otherwise a template did."""
+    return marks.wish in ("", TEMPLATE) or f"{part}=" in marks.wish
+
+
+def _boot(there: tuple[str, str, str] | None) -> DirectBoot | None:
+    if there is None:
+        return None
+    kernel, initrd, cmdline = there
+    return DirectBoot(Path(kernel), Path(initrd) if initrd else None, cmdline)
+
+
+def _vnc(there: tuple[str, str] | None) -> Vnc | None:
+    return Vnc(there[0], int(there[1]) if there[1] else None) if there else None
 
 
 def _is_without_shim(network: Network | None) -> bool:

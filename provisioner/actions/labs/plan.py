@@ -195,7 +195,7 @@ class _Planning:
         at_first = [part.replace("_", " ") for part in parts if part in AT_FIRST_BOOT]
         smaller, larger = disk_differs(request, there)
         sizes = sizes_differ(machine, there)
-        later = [part for part in parts if part not in AT_FIRST_BOOT]
+        later = [part for part in parts if part not in (*AT_FIRST_BOOT, "boot")]
         recreate = "; ".join([*(f"{part} is another" for part in at_first), *smaller])
         steps = match(machine.nics, there.nics, there.runs, self.promises)
         return MachineWork(

@@ -10,6 +10,7 @@ from typing import Any
 from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs.wishes import Lab, ShimWish
 from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.model.machine import DirectBoot, Vnc
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.network import Network
 from provisioner.model.nic import Addressing
@@ -75,6 +76,8 @@ def _machine(request: CreateRequest) -> dict[str, Any]:
             "disk": _size(request.disk_size),
             "virt_type": request.virt_type,
             "firmware": request.firmware,
+            **_boot(request.boot),
+            **_vnc(request.vnc),
             "start": None if request.start else False,
             "shim": None if request.shim else False,
             "autostart": True if request.autostart else None,
@@ -82,6 +85,18 @@ def _machine(request: CreateRequest) -> dict[str, Any]:
             "nics": [_nic(nic) for nic in request.nics],
         }
     )
+
+
+def _boot(boot: DirectBoot | None) -> dict[str, Any]:
+    return {tag: str(one or "") for tag, one in boot._asdict().items()} if boot else {}
+
+
+def _vnc(vnc: Vnc | None) -> dict[str, Any]:
+    if vnc is None or vnc == Vnc():
+        return {"vnc": True if vnc else None}
+    host = f"[{vnc.listen}]" if ":" in vnc.listen else vnc.listen
+    exposed = vnc.listen not in ("127.0.0.1", "::1")
+    return {"vnc": f"{host}:{vnc.port}" if vnc.port else host, "vnc_exposed": True if exposed else None}
 
 
 def _nic(nic: NicRequest) -> dict[str, Any]:

@@ -29,6 +29,8 @@ def found_machine(text: str, state: str = "unknown", autostart: bool = False) ->
         memory=_memory(root),
         vcpus=_vcpus(root),
         virt_type=root.get("type", ""),
+        boot=_boot(root),
+        vnc=_vnc(root),
     )
 
 
@@ -42,6 +44,18 @@ def _memory(root: Element) -> int:
 def _vcpus(root: Element) -> int:
     found = root.find("vcpu")
     return 0 if found is None else int(found.get("current") or found.text or 0)
+
+
+def _boot(root: Element) -> tuple[str, str, str] | None:
+    kernel, initrd, cmdline = (root.findtext(f"os/{tag}") or "" for tag in ("kernel", "initrd", "cmdline"))
+    return (kernel, initrd, cmdline) if kernel else None
+
+
+def _vnc(root: Element) -> tuple[str, str] | None:
+    screen = root.find("devices/graphics[@type='vnc']")
+    if screen is None:
+        return None
+    return screen.get("listen", ""), "" if screen.get("autoport") == "yes" else screen.get("port", "")
 
 
 def firmware_of(root: Element) -> str:
