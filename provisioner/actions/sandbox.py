@@ -13,7 +13,7 @@ from provisioner.errors import TimeUp, Unable
 from provisioner.host.commands import ToolFailed
 from provisioner.host.sandbox import client, terminal
 from provisioner.host.sandbox.client import Running
-from provisioner.host.sandbox.layout import LAN, SOCKETS, SWITCH, addresses, host_name
+from provisioner.host.sandbox.layout import LAN, SOCKETS, SWITCH, addresses, host_name, spare_port
 from provisioner.host.sandbox.owner import Owner
 
 #: KVM hosts that fit below the DHCP server's range.
@@ -155,7 +155,8 @@ class Nodes:
 
     def hairpin_lines(self, on: bool) -> list[str]:
         """The arguments of `ip` on the switch that do it. The LAN peer's port stays as it is: no VM lives there."""
-        ports = sorted(path.name for path in self._sockets.iterdir() if path.name not in (LAN, SWITCH))
+        hosts = sorted(path.name for path in self._sockets.iterdir() if path.name not in (LAN, SWITCH))
+        ports = [port for host in hosts for port in (host, spare_port(host))]
         return [f"link set dev {port} type bridge_slave hairpin {'on' if on else 'off'}" for port in ports]
 
     def dhcp(self, on: bool) -> None:

@@ -65,6 +65,7 @@ def run(ctx: click.Context, hosts: int, hairpin: str, command: tuple[str, ...]) 
 
     \b
     eth0 is at 192.0.2.2 and 2001:db8::2, the LAN peer at 192.0.2.1 and 2001:db8::1; libvirtd is its own.
+    spare0 is a second link to the switch, which nobody uses.
     Inside, these reach the rest: macvm sandbox lan|host N -- COMMAND, macvm sandbox hairpin|dhcp on|off.
     """
     with _own_status(), actions.Sandbox(hosts, hairpin == "on") as box:

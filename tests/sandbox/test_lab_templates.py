@@ -79,12 +79,13 @@ def test_classic(host: KvmHost) -> None:
 
 
 def test_modes(host: KvmHost) -> None:
-    anna, ben, vera, pia = (f"192.0.2.{number}" for number in (13, 14, 15, 16))
+    anna, ben, vera, pia, otto = (f"192.0.2.{number}" for number in (13, 14, 15, 16, 17))
     assert isinstance(host.nodes, Sandbox)
     with lab(host, "modes", wait=False):  # this host does not reach all of them
-        assert answers(host, anna, ben, vera, pia, LAN) == [True, False, False, True]
-        assert answers(host, vera, anna, pia, LAN) == [False, False, True]
-        assert answers(host, pia, anna, vera, LAN) == [False, False, True]
+        assert answers(host, anna, ben, vera, pia, otto, LAN) == [True, False, False, True, True]
+        assert answers(host, vera, anna, pia, otto, LAN) == [False, False, True, True]
+        assert answers(host, pia, anna, vera, otto, LAN) == [False, False, True, True]
+        assert answers(host, otto, HOST) == [True]
         host.nodes.hairpin(True)
         try:
             assert answers(host, anna, ben, vera, pia) == [True, True, False]

@@ -407,11 +407,14 @@ def hairpin_ports(nodes: Sandbox) -> dict[str, bool]:
 
 
 def test_hairpin_is_switched(two_hosts: Sandbox) -> None:
-    assert hairpin_ports(two_hosts) == {"host1": False, "host2": False, "lan": False}
+    def switched(on: bool) -> dict[str, bool]:
+        return dict.fromkeys(("host1", "host1-spare0", "host2", "host2-spare0"), on) | {"lan": False}
+
+    assert hairpin_ports(two_hosts) == switched(False)
     two_hosts.host(1).run(["macvm", "sandbox", "hairpin", "on"], check=True)
-    assert hairpin_ports(two_hosts) == {"host1": True, "host2": True, "lan": False}
+    assert hairpin_ports(two_hosts) == switched(True)
     two_hosts.host(1).run(["macvm", "sandbox", "hairpin", "off"], check=True)
-    assert hairpin_ports(two_hosts) == {"host1": False, "host2": False, "lan": False}
+    assert hairpin_ports(two_hosts) == switched(False)
 
 
 def test_hairpin_decides_whether_two_vepa_neighbours_meet(fresh_box: Sandbox) -> None:

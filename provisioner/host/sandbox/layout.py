@@ -5,10 +5,17 @@ from __future__ import annotations
 #: Where every node finds the sockets of all of them. Its existence tells a process that it is in a sandbox.
 SOCKETS = "/run/macvm-sandbox"
 SWITCH, LAN = "switch", "lan"
+#: A KVM host's link that nobody uses.
+SPARE = "spare0"
 
 
 def host_name(number: int) -> str:
     return f"host{number}"
+
+
+def spare_port(node: str) -> str:
+    """The switch's port that a KVM host's spare link is at."""
+    return f"{node}-{SPARE}"
 
 
 def addresses(node: str) -> tuple[str, str]:
