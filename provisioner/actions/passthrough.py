@@ -3,7 +3,7 @@
 A parent beside the host's own link on the same LAN goes on answering ARP for the host's addresses, now with the guest's
 MAC, and the LAN then sends the guest what is the host's (seen: every request answered twice, all pings to the host
 lost). `arp_ignore=1` has a link answer for its own addresses alone (Documentation/networking/ip-sysctl). And libvirt
-leaves the parent down when the guest goes, however it was before.
+brings the parent up with the guest, and mostly leaves it down when that goes, however it was before.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from provisioner.actions import shims
 from provisioner.context import Context
 from provisioner.host import links, netlink
+from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
 
 _UP = "link/"
@@ -27,8 +28,7 @@ def take(context: Context, owner: str, parent: str, mode: MacvtapMode | None) ->
     if mode is not MacvtapMode.PASSTHROUGH or link is None:
         return
     shims.give_way(context, parent)
-    if link.up:
-        context.store.remember(_UP + parent, "up", owner)
+    context.store.remember(_UP + parent, "up" if link.up else "down", owner)
     was = links.read_sysctl(_key(parent))
     # 1 may be macvm's own of an earlier machine, whose memory of it passes to this one.
     if was in ("0", "1"):
@@ -44,11 +44,18 @@ def give_back(context: Context, owner: str, parent: str = "") -> None:
             continue
         if key.startswith(_UP):
             link = netlink.find_link(key.removeprefix(_UP))
-            if link and not link.up:
+            if link and not link.up and was == "up":
                 links.set_up(link)
+            elif link and link.up and was == "down" and not _is_used(link):
+                links.set_down(link)
         elif links.read_sysctl(key) == "1":
             links.sysctl(key, was)
         context.store.forget(key)
+
+
+def _is_used(link: Link) -> bool:
+    """Whether somebody has taken it into use since."""
+    return bool(netlink.addresses(link.index)) or any(one.lower == link.index for one in netlink.links())
 
 
 def making_lines(parent: str, mode: MacvtapMode) -> list[str]:
@@ -68,5 +75,6 @@ def giving_back_lines(context: Context, owner: str, parent: str = "") -> list[st
     store, lines = context.reading_store, []
     for key, was in store.remembered_of(owner) if store else ():
         if not parent or key in (_key(parent), _UP + parent):
-            lines.append(f"ip link set {key.removeprefix(_UP)} up" if key.startswith(_UP) else f"sysctl -w {key}={was}")
+            link = key.removeprefix(_UP)
+            lines.append(f"sysctl -w {key}={was}" if link == key else f"ip link set {link} {was}")
     return lines

@@ -224,6 +224,11 @@ def set_up(link: Link) -> None:
         messages.request(_RTM_NEWLINK, 0, _link_header(link.index, _UP), {})
 
 
+def set_down(link: Link) -> None:
+    with _refusals(f"take {link.name} down", {}):
+        messages.request(_RTM_NEWLINK, 0, struct.pack("BxHiII", socket.AF_UNSPEC, 0, link.index, 0, _UP), {})
+
+
 def set_mtu(link: Link, mtu: int) -> None:
     """Raises Unable for an MTU that the link cannot have: a macvlan's is at most its parent's."""
     special = {errno.EINVAL: lambda: Unable(f"{link.name} cannot have MTU {mtu}", "at most its parent's")}
