@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from provisioner.actions import shims
+from provisioner.actions import shim_addresses, shims
 from provisioner.actions.parents import Links
 from provisioner.errors import Unable
 from provisioner.host import netlink, routing
 from provisioner.host.netlink import Link
 from provisioner.host.store import Store
 from provisioner.model.nic import Address, Nic
-from provisioner.model.shim import OWNER_PREFIX, wanted
+from provisioner.model.shim import wanted
 
 
 class Unserved(NamedTuple):
@@ -56,8 +56,8 @@ class _Lacking:
         except Unable:
             return  # who may not ask the switch about VEPA guests sees the rest
         has = there.ours.get(self.shim.index, {}) if self.shim else {}
-        beyond = wanted(netlink.addresses(parent.index), guests).routes
-        given = bool(store.leases(owner=OWNER_PREFIX + name))
-        for address in guests:
-            if address not in has and address not in there.others and (given or address in beyond):
+        # In other subnets the host has no address to speak from.
+        reached = wanted(netlink.addresses(parent.index), guests, shim_addresses.held(store, name)).routes
+        for address in reached:
+            if address not in has and address not in there.others:
                 yield address
