@@ -72,15 +72,7 @@ _PATH = click.Path(path_type=Path)
 @parameters.probe_options
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
 @click.option("--autostart", is_flag=True, help="Start with the host.")
-@click.option(
-    "--wait",
-    "wait_for",
-    is_flag=False,
-    flag_value="",
-    metavar="[=ip|ping|ssh]",
-    help="Until it has an address or answers; alone: ping, but ip for DHCP.",
-)
-@click.option("--timeout", type=words.SECONDS, default="120", help="How long --wait waits.  [120s]")
+@parameters.wait_options
 @click.option("--console", is_flag=True, help="Open the serial console afterwards.")
 @click.option("--count", type=int, metavar="N", help="NAME-1 … NAME-N, at consecutive addresses.")
 @click.option("--lab", default="", metavar="L", help="The lab it belongs to.")
@@ -96,8 +88,6 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         return
     wait_for, console = given.pop("wait_for"), given.pop("console")
     timeout = given.pop("timeout")
-    if wait_for and wait_for not in words.WAIT_FOR:
-        raise Usage(f"--wait={wait_for} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
     if console and count:
         raise Usage("--console and --count exclude one another", "open it later: macvm console NAME")
     if console and not dry_run:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from provisioner.cli.completion import network_names
-from provisioner.cli.words import Words
+from provisioner.cli.words import SECONDS, WAIT_FOR, Words
 from provisioner.errors import Usage
 from provisioner.model.machine import parse_vnc
 from provisioner.model.mode import MacvtapMode
@@ -137,6 +137,27 @@ def probe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="How to ask: 0.3 s, or RFC 5227's 7 s.",
     )
     return pace(no(function))
+
+
+def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--wait` as `wait_for`, None unless it is said and "" where it is said alone; and `--timeout`, in seconds."""
+    timeout = click.option("--timeout", type=SECONDS, default="120", help="How long --wait waits.  [120s]")
+    wait = click.option(
+        "--wait",
+        "wait_for",
+        is_flag=False,
+        flag_value="",
+        callback=_known_wait,
+        metavar="[=ip|ping|ssh]",
+        help="Until it has an address or answers; alone: ping, but ip for DHCP.",
+    )
+    return wait(timeout(function))
+
+
+def _known_wait(_context: click.Context, _option: click.Parameter, said: str | None) -> str | None:
+    if said and said not in WAIT_FOR:
+        raise Usage(f"--wait={said} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
+    return said
 
 
 def one_pace(probe: str | None, no_probe: bool) -> str:
