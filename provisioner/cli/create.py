@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from provisioner.actions import machines, preview, pulling, views
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, NicRequest, numbered
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
 from provisioner.cli.machines import open_console, require_terminal
@@ -98,7 +98,7 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         request = _request(machines.unused_name(context) if name is None else name, **given)
         what = _what_to_wait_for(request, wait_for, console)
         request = _with_first_image(context, request, dry_run)
-        requests = [request] if count is None else machines.numbered(request, count)
+        requests = [request] if count is None else numbered(request, count)
         if dry_run:
             for one in requests:
                 click.echo(preview.create(context, one))
