@@ -29,16 +29,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command(cls=Command)
 @click.argument("name", required=False)
-@click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
-@click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@parameters.network_option("Parent, mode and address from it.")
-@click.option(
-    "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
-)
-@click.option("--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own.")
-@click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own.")
-@click.option("--mac", type=parameters.MAC, help="The NIC's MAC; default: macvm chooses.")
-@click.option("--mtu", type=parameters.MTU, help="The NIC's MTU, at most the parent's.")
+@parameters.nic_options
 @click.option("--nic", "nics", multiple=True, metavar="KEY=VALUE,…", help="One more NIC; `--nic help` lists the keys.")
 @click.option(
     "--image", default="", metavar="NAME[:VERSION]|FILE|URL", help="Default: the newest CirrOS here, else tiny."

@@ -116,6 +116,27 @@ def network_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..
     )
 
 
+def nic_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of one NIC, `--mode` to `--mtu`, which `first_nic` takes."""
+    options = (
+        click.option("--mode", type=MODE, help="bridge (default), vepa, private or passthrough."),
+        click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's."),
+        network_option("Parent, mode and address from it."),
+        click.option(
+            "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
+        ),
+        click.option(
+            "--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own."
+        ),
+        click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own."),
+        click.option("--mac", type=MAC, help="The NIC's MAC; default: macvm chooses."),
+        click.option("--mtu", type=MTU, help="The NIC's MTU, at most the parent's."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def _pace(text: str) -> str:
     if text not in ("fast", "rfc"):
         raise Usage(f"--probe={printable(text)} is not known", "--probe=fast (the default), --probe=rfc, or --no-probe")
