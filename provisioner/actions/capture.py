@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,6 +14,9 @@ from provisioner.host import netlink, tcpdump
 from provisioner.host.tcpdump import Interrupt, Sink, Stream
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import Mac
+
+#: A MAC address or a part of one, which alone is no filter.
+_IN_PAIRS = re.compile(r"[0-9a-f]{2}([:-][0-9a-f]{2}){1,5}[:-]?", re.IGNORECASE)
 
 #: Seconds between two looks for a device: far less than a guest takes from its start to its first frame.
 _TURN = 0.1
@@ -31,13 +35,17 @@ class _Gone(Exception):
 
 
 def choose(context: Context, name: str, words: Sequence[str]) -> Wanted:
-    """The first word names a NIC if any NIC is called so; otherwise it is the filter's. Raises NotFound, Usage."""
+    """The first word names a NIC if any NIC is called so, or if it can be nothing else; otherwise it is the filter's.
+
+    Raises NotFound, Usage.
+    """
     machine, networks = context.hypervisor.get(name), context.networks_by_mac()
     if words:
         try:
             return Wanted(machine, choose_nic(machine, machine.nics, words[0], networks), tuple(words[1:]))
         except NotFound:
-            pass
+            if _IN_PAIRS.fullmatch(words[0]):
+                raise
     return Wanted(machine, choose_nic(machine, machine.nics, None, networks), tuple(words))
 
 

@@ -36,8 +36,7 @@ def create(context: Context, request: EndpointRequest) -> list[str]:
     if nic.addressing.dns:
         servers = ", ".join(map(str, nic.addressing.dns))
         lines.append(f"# {resolv_conf(context, endpoint)}: nameserver {servers}")
-    vepa = [nic.mac] if endpoint.mode is MacvlanMode.VEPA else []
-    lines += routing_lines(context, shims.guest_routes(nic), away=vepa)
+    lines += routing_lines(context, shims.guest_routes(nic), modes={nic.mac: nic.mode})
     return [*lines, *(f"# note: {note}" for note in plan.notes)]
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from provisioner.actions import images
 from provisioner.actions.catalogue import catalogue, look
+from provisioner.actions.request import is_elsewhere
 from provisioner.errors import NotFound, Usage
 from provisioner.host.store import StoredImage
 from provisioner.model.catalogue import CatalogueEntry, Release, version_key
@@ -66,11 +67,6 @@ def offers_beside(stored: list[StoredImage]) -> list[Offer]:
 
 def _of_release(name: str, release: Release) -> Source:
     return Source(name, release.version, release.url, checksum=release.checksum, release=release, named=True)
-
-
-def is_elsewhere(wanted: str) -> bool:
-    """Whether that is a FILE or URL: the name of an image has neither a slash nor, before its version, a dot."""
-    return "/" in wanted or "." in wanted.partition(":")[0]
 
 
 def find_source(wanted: str, checksum: str = "", *, insecure: bool = False) -> Source:

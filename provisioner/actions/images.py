@@ -164,7 +164,9 @@ def import_image(context: Context, source: Path, wanted: str, checksum: Checksum
         kept = old._replace(stamp=disks.stamp(stored.path))
         context.store.add_image(kept)
         return kept
-    return _add(context, stored, name, version, made=Made(checksum=checksum))
+    new = _image(stored, name, version, Made(checksum=checksum))
+    context.store.add_image(new)
+    return new
 
 
 def store_file(context: Context, file: Path, name: str, version: str, made: Made) -> StoredImage:
@@ -172,7 +174,7 @@ def store_file(context: Context, file: Path, name: str, version: str, made: Made
     and version. Raises ImageRefused."""
     with _unpacked(context, file) as (disk, _):
         stored = disks.import_disk(disk, context.images_dir, move=True)
-    return _replace(context, stored, name, version, made=made)
+    return _replace(context, _image(stored, name, version, made))
 
 
 @contextlib.contextmanager
@@ -200,7 +202,7 @@ def build_tiny(context: Context) -> StoredImage:
         disk = disks.import_disk(built.disk, folder)
         kernel = disks.import_file(built.kernel, folder, ".vmlinuz")
         initrd = disks.import_file(built.initrd, folder, ".initrd")
-    return _replace(context, disk, "tiny", "", kernel.name, initrd.name)
+    return _replace(context, _image(disk, "tiny")._replace(kernel=kernel.name, initrd=initrd.name))
 
 
 @contextlib.contextmanager
@@ -211,20 +213,12 @@ def _full_disk_said(folder: Path) -> Iterator[None]:
         raise MacvmError(f"the image cannot be built in {folder}: {error.strerror}", f"df -h {folder}") from error
 
 
-def _replace(
-    context: Context,
-    disk: disks.DiskImage,
-    name: str,
-    version: str,
-    kernel: str = "",
-    initrd: str = "",
-    made: Made = Made(),  # noqa: B008  # a value
-) -> StoredImage:
+def _replace(context: Context, new: StoredImage) -> StoredImage:
     """The one of that name and version stays under another version while disks are overlays of it, else it goes."""
-    old = next((one for one in context.store.images() if (one.name, one.version) == (name, version)), None)
-    if old and old.digest != disk.digest and _is_base(context, image_path(context, old)):
+    old = next((one for one in context.store.images() if (one.name, one.version) == (new.name, new.version)), None)
+    if old and old.digest != new.digest and _is_base(context, image_path(context, old)):
         context.store.add_image(old._replace(version=f"{_REPLACED}{old.digest[:12]}"))
-    new = _add(context, disk, name, version, kernel, initrd, made)
+    context.store.add_image(new)
     if old:
         for path in _files_of(context, old, context.store.images()):
             disks.remove_file(path, context.images_dir)
@@ -239,23 +233,16 @@ def _is_base(context: Context, path: Path) -> bool:
         return True
 
 
-def _add(
-    context: Context,
-    disk: disks.DiskImage,
-    name: str,
-    version: str,
-    kernel: str = "",
-    initrd: str = "",
-    made: Made = Made(),  # noqa: B008  # a value
-) -> StoredImage:
+def _image(disk: disks.DiskImage, name: str, version: str = "", made: Made = Made()) -> StoredImage:  # noqa: B008  # a value
+    """A disk that is in the store's folder, as the store is to know it."""
     entry = find_entry(name)
-    image = StoredImage(
+    return StoredImage(
         name=name,
         version=version,
         digest=disk.digest,
         login=entry.login if entry else "",
-        kernel=kernel,
-        initrd=initrd,
+        kernel="",
+        initrd="",
         size=disk.size,
         virtual_size=disk.virtual_size,
         stamp=disks.stamp(disk.path),
@@ -263,8 +250,6 @@ def _add(
         source=made.source,
         checksum=str(made.checksum or ""),
     )
-    context.store.add_image(image)
-    return image
 
 
 def delete_image(context: Context, wanted: str) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,12 +15,11 @@ from provisioner.actions.request import CreateRequest
 from provisioner.actions.undo import Undo, carry_out
 from provisioner.actions.wiring import Findings, Surroundings
 from provisioner.context import Context
-from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable, Usage
+from provisioner.errors import MacvmError, NotFound, PartlyDone, Unable
 from provisioner.host import disks, seeds
 from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
-from provisioner.model.names import check_name
-from provisioner.model.nic import Address, Nic, check_usable
+from provisioner.model.nic import Address, Nic
 
 if TYPE_CHECKING:
     from provisioner.actions.pulling import Progress
@@ -41,40 +39,6 @@ class Created(NamedTuple):
 class Deleted(NamedTuple):
     name: str
     kept: tuple[Path, ...]
-
-
-def numbered(request: CreateRequest, count: int) -> list[CreateRequest]:
-    """NAME-1 … NAME-count, at consecutive addresses. Raises Usage."""
-    if count < 1:
-        raise Usage(f"--count {count} makes no machine", "--count takes 1 or more")
-    if any(nic.mac for nic in request.nics) and count > 1:
-        raise Usage("--mac and --count exclude one another: a MAC belongs to one NIC", "leave --mac out")
-    return [_nth(request, number) for number in range(1, count + 1)]
-
-
-def _nth(request: CreateRequest, number: int) -> CreateRequest:
-    nics = []
-    for nic in request.nics:
-        moved = tuple(_moved(interface, number - 1) for interface in nic.addressing.static)
-        nics.append(nic._replace(addressing=nic.addressing._replace(static=moved)))
-    name = f"{request.name}-{number}"
-    check_name(name)
-    return request._replace(name=name, nics=tuple(nics))
-
-
-def _moved(
-    interface: ipaddress.IPv4Interface | ipaddress.IPv6Interface, by: int
-) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface:
-    length = interface.network.prefixlen
-    try:
-        moved = ipaddress.ip_interface((interface.ip + by, length))
-    except ValueError:
-        moved = interface
-    if by and (moved == interface or (length < interface.max_prefixlen and moved.network != interface.network)):
-        hint = "choose a lower first address, or fewer machines"
-        raise Usage(f"{interface.network} ends before the {by + 1}th address after {interface.ip}", hint)
-    check_usable(moved)
-    return moved
 
 
 def unused_name(context: Context) -> str:

@@ -191,21 +191,25 @@ def _steps(
     context: Context, plan: Plan, asked: Change, old: tuple[str, str], work: Work, undo: Undo
 ) -> tuple[Nic, list[str]]:
     """The NIC as it is then, and notes."""
+    machine = plan.machine
+    old_routes = [route for route in shims.routes_of(context.store, machine.uuid) if route.mac == plan.found.mac]
+    # Once all else is back: the routes follow the leases, and a guest that a shim does not reach has none.
+    undo.then(lambda: shims.ensure(context, old_routes))
     if plan.live and (plan.replug or plan.after.wiring != plan.before.wiring):
         _rewire_live(context, plan, old[0], work, undo)
     if plan.rewired and plan.config:
         with work.step("saved"):
-            undo.then(lambda: _update(context, plan.machine, old[1], live=False))
-            _update(context, plan.machine, with_source(old[1], plan.after.parent, plan.after.mode), live=False)
-    still_runs = not plan.live and plan.machine.state not in ("off", "crashed")
+            undo.then(lambda: _update(context, machine, old[1], live=False))
+            _update(context, machine, with_source(old[1], plan.after.parent, plan.after.mode), live=False)
+    still_runs = not plan.live and machine.state not in ("off", "crashed")
     if plan.before.mode is MacvtapMode.PASSTHROUGH and plan.after.wiring != plan.before.wiring and not still_runs:
-        undo.then(lambda: passthrough.take(context, plan.machine.uuid, plan.before.parent, plan.before.mode))
-        passthrough.give_back(context, plan.machine.uuid, plan.before.parent)
+        undo.then(lambda: passthrough.take(context, machine.uuid, plan.before.parent, plan.before.mode))
+        passthrough.give_back(context, machine.uuid, plan.before.parent)
     if asked.link:
         _set_link(context, plan, asked.link, work, undo)
-    known = plan.found.mac in context.store.told_of(plan.machine.uuid)
+    known = plan.found.mac in context.store.told_of(machine.uuid)
     if asked.addressing is not None or asked.network is not None or (plan.rewired and known):
-        return _rewrite_told(context, plan, asked.probe, work, undo)
+        return _rewrite_told(context, plan, asked.probe, old_routes, work, undo)
     return plan.after, []
 
 
@@ -217,10 +221,7 @@ def _update(context: Context, machine: FoundMachine, xml: str, *, live: bool) ->
 def _rewire_live(context: Context, plan: Plan, old: str, work: Work, undo: Undo) -> None:
     machine, found = plan.machine, plan.found
     if not plan.replug:
-        old_routes = [route for route in shims.routes_of(context.store, machine.uuid) if route.mac == found.mac]
         with work.step("mode"):
-            # Once the mode is back: a guest that a shim does not reach has no routes.
-            undo.then(lambda: shims.ensure(context, old_routes))
             undo.then(lambda: _set_mode_back(found.device, plan.before.mode))
             links.set_mode(found.device, plan.after.mode)
         return
@@ -329,16 +330,16 @@ def _undo_update(context: Context, machine: FoundMachine, xml: str, undo: Undo, 
     undo.then(lambda: _update(context, machine, xml, live=live))
 
 
-def _rewrite_told(context: Context, plan: Plan, pace: str, work: Work, undo: Undo) -> tuple[Nic, list[str]]:
+def _rewrite_told(
+    context: Context, plan: Plan, pace: str, old_routes: Sequence[shims.GuestRoute], work: Work, undo: Undo
+) -> tuple[Nic, list[str]]:
     """Leases, routes and the seed follow the NIC."""
     machine, before, after = plan.machine, plan.before, plan.after
     notes: list[str] = []
     store = context.store
-    old_routes = [route for route in shims.routes_of(store, machine.uuid) if route.mac == before.mac]
     was = store.told_of(machine.uuid).get(before.mac, "")
-    # These three once the old leases are back, which the routes follow.
+    # Both once the old leases are back.
     undo.then(lambda: guest.rewrite_seed(context, machine))
-    undo.then(lambda: shims.ensure(context, old_routes))
     undo.then(lambda: shims.release(context, guest_routes(after)))
     with work.step("lease"):
         undo.then(lambda: _retell(context, machine, before, was))

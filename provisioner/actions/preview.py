@@ -16,7 +16,6 @@ from provisioner.host import links
 from provisioner.model.domain_xml.nics import find_nic_xml, nic_xml, with_source, without_alias
 from provisioner.model.found import FoundMachine
 from provisioner.model.masking import MASK
-from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Nic
 from provisioner.model.seed import shown_files
 
@@ -80,8 +79,7 @@ def _starting_lines(
     lines = [line for nic in direct for line in passthrough.taking_lines(nic.parent, nic.mode)]
     lines.append(f"virsh start --paused {name}")
     lines += [line for nic in direct for line in _nic_lines(nic.device, nic.mtu)]
-    vepa = [nic.mac for nic in direct if nic.mode is MacvtapMode.VEPA]
-    lines += shim_preview.routing_lines(context, routes, networked, vepa)
+    lines += shim_preview.routing_lines(context, routes, networked, {nic.mac: nic.mode for nic in direct})
     return [*lines, f"virsh resume {name}"]
 
 
@@ -101,8 +99,7 @@ def attach(context: Context, name: str, wanted: NicRequest, options: attaching.A
     if config:
         lines.append(script.with_xml(f"virsh attach-device {machine.name} --config", xml))
     if live:
-        vepa = [nic.mac] if nic.direct and nic.mode is MacvtapMode.VEPA else []
-        lines += shim_preview.routing_lines(context, shims.guest_routes(nic), away=vepa)
+        lines += shim_preview.routing_lines(context, shims.guest_routes(nic), modes={nic.mac: nic.mode})
     return [*lines, *_seed_note(machine, config), *(f"# note: {note}" for note in notes)]
 
 
@@ -141,8 +138,7 @@ def change(context: Context, name: str, wanted: str | None, asked: nic_changes.C
         if asked.link and there:
             lines.append(f"virsh domif-setlink {machine} {found.mac} {asked.link} {half}".removesuffix(" --live"))
     old, new = _routes(context, plan.machine), shims.guest_routes(after)
-    vepa = [after.mac] if after.mode is MacvtapMode.VEPA else []
-    lines += shim_preview.routing_lines(context, new if plan.live else (), away=vepa)
+    lines += shim_preview.routing_lines(context, new if plan.live else (), modes={after.mac: after.mode})
     gone = [route for route in old if route.mac == found.mac and route not in new]
     told = asked.addressing is not None or asked.network is not None
     return [*lines, *shim_preview.unrouting_lines(context, gone), *_seed_note(plan.machine, plan.config and told)]

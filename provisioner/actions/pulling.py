@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 
 from provisioner.actions import images
 from provisioner.actions.catalogue import look
-from provisioner.actions.image_sources import Source, find_here, find_release, find_source, is_elsewhere, pinned
-from provisioner.actions.request import CreateRequest
+from provisioner.actions.image_sources import Source, find_here, find_release, find_source, pinned
+from provisioner.actions.request import CreateRequest, is_elsewhere
 from provisioner.context import Context
 from provisioner.errors import MacvmError, NotFound, Taken, Usage
 from provisioner.host import disks

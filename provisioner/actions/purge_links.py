@@ -14,6 +14,7 @@ from provisioner.host import links, netlink, netns
 from provisioner.host.netlink import Link
 from provisioner.host.routing import HostRoutes
 from provisioner.model.endpoint import NAMESPACE_PREFIX
+from provisioner.model.names import packed_mac
 from provisioner.model.shim import ShimSet
 
 _ENDPOINT = f"{links.MARK}endpoint:"
@@ -100,7 +101,7 @@ def routes(there: Sequence[Link]) -> Iterator[tuple[Link, ShimSet]]:
     neighbours: dict[int, dict[bytes, bytes]] = {}
     for one in netlink.neighbours():
         if one.protocol == links.PROTOCOL:
-            neighbours.setdefault(one.device, {})[one.address.packed] = bytes.fromhex(one.mac.replace(":", ""))
+            neighbours.setdefault(one.device, {})[one.address.packed] = packed_mac(one.mac)
     ours = HostRoutes.read().ours
     for link in there:
         found = ShimSet(ours.get(link.index, {}), neighbours.get(link.index, {}))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import NamedTuple
 
+from provisioner.errors import Usage
 from provisioner.model.machine import DirectBoot, Vnc
 from provisioner.model.mode import MacvtapMode
-from provisioner.model.names import Mac
-from provisioner.model.nic import Addressing
+from provisioner.model.names import Mac, check_name
+from provisioner.model.nic import Addressing, Interface, check_usable
 
 
 class NicRequest(NamedTuple):
@@ -53,3 +55,41 @@ class CreateRequest(NamedTuple):
     lab: str = ""
     wish: str = ""
     labels: tuple[tuple[str, str], ...] = ()
+
+
+def is_elsewhere(wanted: str) -> bool:
+    """Whether the image that is asked for is a FILE or URL: the name of one has neither a slash nor, before its
+    version, a dot."""
+    return "/" in wanted or "." in wanted.partition(":")[0]
+
+
+def numbered(request: CreateRequest, count: int) -> list[CreateRequest]:
+    """NAME-1 … NAME-count, at consecutive addresses. Raises Usage."""
+    if count < 1:
+        raise Usage(f"--count {count} makes no machine", "--count takes 1 or more")
+    if any(nic.mac for nic in request.nics) and count > 1:
+        raise Usage("--mac and --count exclude one another: a MAC belongs to one NIC", "leave --mac out")
+    return [_nth(request, number) for number in range(1, count + 1)]
+
+
+def _nth(request: CreateRequest, number: int) -> CreateRequest:
+    nics = []
+    for nic in request.nics:
+        moved = tuple(_moved(interface, number - 1) for interface in nic.addressing.static)
+        nics.append(nic._replace(addressing=nic.addressing._replace(static=moved)))
+    name = f"{request.name}-{number}"
+    check_name(name)
+    return request._replace(name=name, nics=tuple(nics))
+
+
+def _moved(interface: Interface, by: int) -> Interface:
+    length = interface.network.prefixlen
+    try:
+        moved = ipaddress.ip_interface((interface.ip + by, length))
+    except ValueError:
+        moved = interface
+    if by and (moved == interface or (length < interface.max_prefixlen and moved.network != interface.network)):
+        hint = "choose a lower first address, or fewer machines"
+        raise Usage(f"{interface.network} ends before the {by + 1}th address after {interface.ip}", hint)
+    check_usable(moved)
+    return moved

@@ -62,7 +62,7 @@ def waiting_off(name: str) -> str:
 
 def waiting_unplugged(name: str, mac: str) -> str:
     """libvirt's call returns before the guest has let go."""
-    return waiting(f"! virsh dumpxml {shlex.quote(name)} | grep -qi {mac}", 10)
+    return waiting(f"! virsh dumpxml {shlex.quote(name)} | grep -qi {mac}", 60)
 
 
 def removing(paths: Iterable[Path]) -> list[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from provisioner.actions import networks, shimming, shims
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
-from provisioner.errors import NotFound, Unable
+from provisioner.errors import NotFound
 from provisioner.host import links, netlink, routing
 from provisioner.host.netlink import Link
-from provisioner.model.names import shim_name
+from provisioner.model.mode import MacvtapMode
+from provisioner.model.names import packed_mac, shim_name
 from provisioner.model.nic import Address
 from provisioner.model.shim import Guest, ShimSet, To, unpacked, wanted
 
@@ -19,22 +21,27 @@ _OURS = f"protocol {links.PROTOCOL}"
 
 
 def routing_lines(
-    context: Context, routes: Iterable[GuestRoute], networked: Collection[str] | None = None, away: Collection[str] = ()
+    context: Context,
+    routes: Iterable[GuestRoute],
+    networked: Collection[str] | None = None,
+    modes: Mapping[str, MacvtapMode] = MappingProxyType({}),
 ) -> list[str]:
     """The lines that make routes, and the shims of their parents, where they are not there.
 
     Nothing for a guest that the parent has no address to reach from, unless it is `networked`, on a network, which then
-    has one for the shim; None: they all are. `away` are MACs of guests in VEPA mode, which a shim may not reach.
+    has one for the shim; None: they all are. `modes` are those that guests will be in, by their MACs.
     """
     lines: list[str] = []
+    store = context.reading_store
     for parent, mine in _by_parent(routes).items():
         link = netlink.get_link(parent)
-        away = {*away, *(mac.hex(":") for mac in _vepa_macs(context, link))}
-        if any(route.mac in away for route in mine) and not _sends_back(link):
+        there = shims.modes_behind(store, link) if store else {}
+        there |= {packed_mac(mac): mode for mac, mode in modes.items()}
+        away = shims.out_of_reach(there, link, {packed_mac(route.mac) for route in mine})
+        if any(there[mac] is MacvtapMode.VEPA for mac in away):
             lines.append(f"# the switch sends {parent} nothing back, and so no route leads to guests in VEPA mode")
-            mine = [route for route in mine if route.mac not in away]
-        if mine:
-            lines += _making_lines(link, mine, networked)
+        if reached := [route for route in mine if packed_mac(route.mac) not in away]:
+            lines += _making_lines(link, reached, networked)
     return lines
 
 
@@ -43,18 +50,6 @@ def _by_parent(routes: Iterable[GuestRoute]) -> dict[str, list[GuestRoute]]:
     for route in routes:
         found.setdefault(route.parent, []).append(route)
     return found
-
-
-def _vepa_macs(context: Context, parent: Link) -> set[bytes]:
-    store = context.reading_store
-    return shims.vepa_macs(store, parent) if store else set()
-
-
-def _sends_back(parent: Link) -> bool:
-    try:
-        return shims.sends_back(parent)
-    except Unable:  # without root nobody can ask it
-        return True
 
 
 def _making_lines(parent: Link, routes: Sequence[GuestRoute], networked: Collection[str] | None) -> list[str]:
@@ -134,10 +129,7 @@ def up(context: Context, parent: str, to: Sequence[To], *, known: bool = False) 
         return [*links_up, *lines] or ([] if known else up(context, shimming.choose(context, "").name, to))
     link = shimming.choose(context, parent)
     store = context.reading_store
-    modes = shims.modes_behind(store, link) if store else {}
-    found = shims.guests_on(store, link) if store else {}
-    reached = {one: mac for one, mac in found.items() if mac not in modes or shims.reaches_host(modes[mac])}
-    guests = unpacked(reached)
+    guests = unpacked(shims.guests_on(store, link)) if store else []
     guests += [Guest(one.address, one.mac) for one in to if one.address and one.mac]
     routes = [GuestRoute(guest.address, guest.mac, link.name) for guest in dict.fromkeys(guests)]
     lines = routing_lines(context, routes, on_networks(context, link.name))

@@ -12,10 +12,11 @@ from provisioner.actions.parents import Links, check_parent, choose_parent
 from provisioner.actions.views import MachineView, NicView
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
-from provisioner.errors import NotFound, Taken, Unable, Usage
+from provisioner.errors import NotFound, Taken, Usage
 from provisioner.host import netlink, routing, wire
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
+from provisioner.model.names import packed_mac
 from provisioner.model.nic import Address, check_usable
 from provisioner.model.reach import Place, Station, expected
 from provisioner.model.shim import To, unpacked, unreachable
@@ -235,10 +236,9 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
     guests = shims.guests_on(store, parent) if store else {}
     modes = shims.modes_behind(store, parent) if store else {}
     here = [nic for machine in machines for nic in machine.nics if nic.parent in names]
-    vepa = {mac for mac, mode in modes.items() if mode is MacvtapMode.VEPA}
-    vepa |= {bytes.fromhex(nic.mac.replace(":", "")) for nic in here if _is_vepa(nic)}
-    hairpin = not vepa or _sends_back(parent)
-    away = {mac for mac, mode in modes.items() if not shims.reaches_host(mode)} | (set() if hairpin else vepa)
+    modes |= {packed_mac(nic.mac): MacvtapMode.VEPA for nic in here if _is_vepa(nic)}
+    away = shims.out_of_reach(modes, parent, modes)
+    hairpin = not any(modes[mac] is MacvtapMode.VEPA for mac in away)
     guests = {address: mac for address, mac in guests.items() if mac not in away}
     leases = [lease for name in names for lease in store.leases(parent=name)] if store else []
     owners = {lease.address: lease.machine for lease in leases}
@@ -273,14 +273,6 @@ def status_of(context: Context, parent: Link, host: Links, machines: Sequence[Ma
 
 def _is_vepa(nic: NicView) -> bool:
     return (nic.kernel_mode or nic.mode) == MacvtapMode.VEPA.value
-
-
-def _sends_back(parent: Link) -> bool:
-    """Who may not ask the switch takes it to do so."""
-    try:
-        return shims.sends_back(parent)
-    except Unable:
-        return True
 
 
 def _unreached(

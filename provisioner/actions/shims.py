@@ -8,7 +8,7 @@ address beside the parent.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from provisioner.context import Context
@@ -18,7 +18,7 @@ from provisioner.host.netlink import Link
 from provisioner.host.routing import ForeignRoute
 from provisioner.host.store import Store
 from provisioner.model.mode import MacvtapMode
-from provisioner.model.names import shim_mac, shim_name
+from provisioner.model.names import packed_mac, shim_mac, shim_name
 from provisioner.model.nic import Address, Interface, Nic
 from provisioner.model.reach import Place, Station, expected
 from provisioner.model.shim import OWNER_PREFIX, Guest, Guests, ShimSet, source_for, unreachable, wanted
@@ -175,17 +175,15 @@ def reached_behind(store: Store, parent: Link) -> Guests:
     """Of `guests_on`, those that a shim reaches: none in private or passthrough mode, which may be heard all the same,
     and what it sends to a VEPA guest goes by way of the switch."""
     guests = guests_on(store, parent)
-    modes = modes_behind(store, parent) if guests else {}
-    away = {mac for mac, mode in modes.items() if not reaches_host(mode)}
-    vepa = {mac for mac, mode in modes.items() if mode is MacvtapMode.VEPA}
-    if not vepa.isdisjoint(guests.values()) and not sends_back(parent):
-        away |= vepa
-    return guests if away.isdisjoint(guests.values()) else {one: mac for one, mac in guests.items() if mac not in away}
+    away = out_of_reach(modes_behind(store, parent), parent, set(guests.values())) if guests else set()
+    return {one: mac for one, mac in guests.items() if mac not in away} if away else guests
 
 
-def vepa_macs(store: Store, parent: Link) -> set[bytes]:
-    """Packed MACs of the guests in VEPA mode."""
-    return {mac for mac, mode in modes_behind(store, parent).items() if mode is MacvtapMode.VEPA}
+def out_of_reach(modes: Mapping[bytes, MacvtapMode], parent: Link, macs: Collection[bytes]) -> set[bytes]:
+    """Those of the MACs that no shim of the parent reaches. The switch is asked only where it matters."""
+    away = {mac for mac in macs if mac in modes and not reaches_host(modes[mac])}
+    vepa = {mac for mac in macs if modes.get(mac) is MacvtapMode.VEPA}
+    return away | vepa if vepa and not _sends_back(parent) else away
 
 
 def modes_behind(store: Store, parent: Link) -> dict[bytes, MacvtapMode]:
@@ -196,15 +194,18 @@ def modes_behind(store: Store, parent: Link) -> dict[bytes, MacvtapMode]:
     for link in netlink.links():
         if link.lower == parent.index and link.mode in _MODES:
             found[link.mac] = _MODES[link.mode]
-    return {bytes.fromhex(mac.replace(":", "")): mode for mac, mode in found.items()}
+    return {packed_mac(mac): mode for mac, mode in found.items()}
 
 
-def sends_back(parent: Link) -> bool:
-    """Whether the switch sends frames back to a parent, as far as it can be asked. Raises Unable without rights."""
+def _sends_back(parent: Link) -> bool:
+    """Whether the switch sends frames back to a parent; taken to do so where it cannot be asked."""
     from provisioner.host import hairpin  # for the rare VEPA guest
 
     named = next((link.name for link in netlink.links() if link.index == parent.index), parent.name)
-    return not parent.up or not parent.carrier or hairpin.is_on(named)
+    try:
+        return not parent.up or not parent.carrier or hairpin.is_on(named)
+    except Unable:  # only root can
+        return True
 
 
 def names_of(parent: Link) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from provisioner.actions import machines, preview, pulling, views
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, NicRequest, numbered
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import Command
 from provisioner.cli.machines import open_console, require_terminal
@@ -29,16 +29,7 @@ _PATH = click.Path(path_type=Path)
 
 @click.command(cls=Command)
 @click.argument("name", required=False)
-@click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
-@click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@parameters.network_option("Parent, mode and address from it.")
-@click.option(
-    "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
-)
-@click.option("--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own.")
-@click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own.")
-@click.option("--mac", type=parameters.MAC, help="The NIC's MAC; default: macvm chooses.")
-@click.option("--mtu", type=parameters.MTU, help="The NIC's MTU, at most the parent's.")
+@parameters.nic_options
 @click.option("--nic", "nics", multiple=True, metavar="KEY=VALUE,…", help="One more NIC; `--nic help` lists the keys.")
 @click.option(
     "--image", default="", metavar="NAME[:VERSION]|FILE|URL", help="Default: the newest CirrOS here, else tiny."
@@ -72,15 +63,7 @@ _PATH = click.Path(path_type=Path)
 @parameters.probe_options
 @click.option("--take-parent", is_flag=True, help="Let passthrough take a link that the host itself uses.")
 @click.option("--autostart", is_flag=True, help="Start with the host.")
-@click.option(
-    "--wait",
-    "wait_for",
-    is_flag=False,
-    flag_value="",
-    metavar="[=ip|ping|ssh]",
-    help="Until it has an address or answers; alone: ping, but ip for DHCP.",
-)
-@click.option("--timeout", type=words.SECONDS, default="120", help="How long --wait waits.  [120s]")
+@parameters.wait_options
 @click.option("--console", is_flag=True, help="Open the serial console afterwards.")
 @click.option("--count", type=int, metavar="N", help="NAME-1 … NAME-N, at consecutive addresses.")
 @click.option("--lab", default="", metavar="L", help="The lab it belongs to.")
@@ -96,8 +79,6 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         return
     wait_for, console = given.pop("wait_for"), given.pop("console")
     timeout = given.pop("timeout")
-    if wait_for and wait_for not in words.WAIT_FOR:
-        raise Usage(f"--wait={wait_for} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
     if console and count:
         raise Usage("--console and --count exclude one another", "open it later: macvm console NAME")
     if console and not dry_run:
@@ -108,7 +89,7 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         request = _request(machines.unused_name(context) if name is None else name, **given)
         what = _what_to_wait_for(request, wait_for, console)
         request = _with_first_image(context, request, dry_run)
-        requests = [request] if count is None else machines.numbered(request, count)
+        requests = [request] if count is None else numbered(request, count)
         if dry_run:
             for one in requests:
                 click.echo(preview.create(context, one))

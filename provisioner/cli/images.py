@@ -9,7 +9,7 @@ import click
 
 from provisioner.actions import images, preview, pulling
 from provisioner.actions.catalogue import look
-from provisioner.actions.image_sources import Offer, find_release, find_source, offers_beside
+from provisioner.actions.image_sources import Offer, Source, find_release, find_source, offers_beside
 from provisioner.cli import render
 from provisioner.cli.base import group, options_of
 from provisioner.cli.completion import image_names, pullable_names
@@ -100,14 +100,18 @@ def pull(name: str, dry_run: bool) -> None:
 
     What is here already is fetched again only where its publisher has a newer build of it.
     """
-    source = find_release(name)
+    found = _fetch(find_release(name), dry_run)
+    if found:
+        _print_one(found.image, "stored" if found.fetched else "here already, and the same", fetched=found.fetched)
+
+
+def _fetch(source: Source, dry_run: bool) -> pulling.Pulled | None:
     if dry_run:
         with looking(libvirt=False) as (context, _):
             click.echo("\n".join(pulling.preview(context, source)))
-        return
+        return None
     with changing(libvirt=False) as (context, _), showing_progress() as progress:
-        found = pulling.pull(context, source, progress)
-    _print_one(found.image, "stored" if found.fetched else "here already, and the same", fetched=found.fetched)
+        return pulling.pull(context, source, progress)
 
 
 @image.command("import")
@@ -139,13 +143,9 @@ def _checksum(text: str) -> Checksum | None:
 def _import_url(url: str, title: str, checksum: str, insecure: bool, dry_run: bool) -> None:
     name, version = images.split_name(title)
     source = find_source(url, checksum, insecure=insecure)._replace(name=name, version=version, named=True)
-    if dry_run:
-        with looking(libvirt=False) as (context, _):
-            click.echo("\n".join(pulling.preview(context, source)))
-        return
-    with changing(libvirt=False) as (context, _), showing_progress() as progress:
-        found = pulling.pull(context, source, progress)
-    _print_one(found.image)
+    found = _fetch(source, dry_run)
+    if found:
+        _print_one(found.image)
 
 
 @image.command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from provisioner.cli import render, words
+from provisioner.cli import parameters, render
 from provisioner.cli.base import group
 from provisioner.cli.completion import machine_names
 from provisioner.cli.run import changing, confirm, looking, tell
@@ -114,15 +114,7 @@ def _line(change: Change) -> str:
 @_JOBS
 @click.option("--restart", is_flag=True, help="Shut guests down for what needs it.")
 @click.option("--recreate", is_flag=True, help="Replace disks where that is needed; what is on them is lost.")
-@click.option(
-    "--wait",
-    "wait_for",
-    is_flag=False,
-    flag_value="",
-    metavar="[=ip|ping|ssh]",
-    help="Until the VMs answer; alone: ping, but ip for DHCP.",
-)
-@click.option("--timeout", type=words.SECONDS, default="120", help="How long --wait waits.  [120s]")
+@parameters.wait_options
 @_DRY_RUN
 def up(
     targets: Sequence[str],
@@ -141,8 +133,6 @@ def up(
     from provisioner.actions.labs.changes import Leave
     from provisioner.cli.lab_progress import showing
 
-    if wait_for and wait_for not in words.WAIT_FOR:
-        raise Usage(f"--wait={wait_for} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
     if dry_run:
         from provisioner.actions.labs import preview
 

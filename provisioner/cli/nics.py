@@ -77,16 +77,7 @@ def _one_scope(scopes: Sequence[str]) -> Any:
 
 @nic.command()
 @click.argument("name", shell_complete=machine_names)
-@click.option("--mode", type=parameters.MODE, help="bridge (default), vepa, private or passthrough.")
-@click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's.")
-@parameters.network_option("Parent, mode and address from it.")
-@click.option(
-    "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
-)
-@click.option("--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own.")
-@click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own.")
-@click.option("--mac", type=parameters.MAC, help="Default: macvm chooses.")
-@click.option("--mtu", type=parameters.MTU, help="In bytes, at most the parent's.")
+@parameters.nic_options
 @click.option("--model", default="virtio", type=click.Choice(["virtio", "e1000", "e1000e", "rtl8139"]), help="[virtio]")
 @_scope
 @click.option("--trust-guest-filters", is_flag=True, help="libvirt's own way to IPv6 and multicast: see the README.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from provisioner.cli.completion import network_names
-from provisioner.cli.words import Words
+from provisioner.cli.words import SECONDS, WAIT_FOR, Words
 from provisioner.errors import Usage
 from provisioner.model.machine import parse_vnc
 from provisioner.model.mode import MacvtapMode
@@ -116,6 +116,27 @@ def network_option(help_text: str) -> Callable[[Callable[..., Any]], Callable[..
     )
 
 
+def nic_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of one NIC, `--mode` to `--mtu`, which `first_nic` takes."""
+    options = (
+        click.option("--mode", type=MODE, help="bridge (default), vepa, private or passthrough."),
+        click.option("--parent", metavar="DEV", help="Host link to sit on; default: the default route's."),
+        network_option("Parent, mode and address from it."),
+        click.option(
+            "--ip", multiple=True, metavar="ADDRESS[/LEN]|auto|dhcp|none", help="Default: auto on a network, else dhcp."
+        ),
+        click.option(
+            "--gateway", multiple=True, metavar="ADDRESS", help="The guest's router; default: the host's own."
+        ),
+        click.option("--dns", multiple=True, metavar="ADDRESS", help="A name server; default: the host's own."),
+        click.option("--mac", type=MAC, help="The NIC's MAC; default: macvm chooses."),
+        click.option("--mtu", type=MTU, help="The NIC's MTU, at most the parent's."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def _pace(text: str) -> str:
     if text not in ("fast", "rfc"):
         raise Usage(f"--probe={printable(text)} is not known", "--probe=fast (the default), --probe=rfc, or --no-probe")
@@ -137,6 +158,27 @@ def probe_options(function: Callable[..., Any]) -> Callable[..., Any]:
         help="How to ask: 0.3 s, or RFC 5227's 7 s.",
     )
     return pace(no(function))
+
+
+def wait_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--wait` as `wait_for`, None unless it is said and "" where it is said alone; and `--timeout`, in seconds."""
+    timeout = click.option("--timeout", type=SECONDS, default="120", help="How long --wait waits.  [120s]")
+    wait = click.option(
+        "--wait",
+        "wait_for",
+        is_flag=False,
+        flag_value="",
+        callback=_known_wait,
+        metavar="[=ip|ping|ssh]",
+        help="Until it has an address or answers; alone: ping, but ip for DHCP.",
+    )
+    return wait(timeout(function))
+
+
+def _known_wait(_context: click.Context, _option: click.Parameter, said: str | None) -> str | None:
+    if said and said not in WAIT_FOR:
+        raise Usage(f"--wait={said} is not known", "--wait, --wait=ip, --wait=ping or --wait=ssh")
+    return said
 
 
 def one_pace(probe: str | None, no_probe: bool) -> str:

@@ -26,6 +26,7 @@ from typing import NamedTuple
 from provisioner.errors import NotFound
 from provisioner.host import bpf, frames
 from provisioner.host.bpf import DROP, Step
+from provisioner.model.names import packed_mac
 from provisioner.model.nic import Address
 
 #: The largest IPv4 network whose addresses `ask` asks for: a /22.
@@ -308,13 +309,9 @@ def _filter(mac: bytes, *, on_macvtap: bool) -> bytes:
 
 def _open(device: str, mac: str, groups: Iterable[bytes] = ()) -> tuple[socket.socket, bool]:
     """A socket, and whether the device is the guest's own macvtap, which has its MAC. Raises OSError, Unable."""
-    guest = _packed(mac)
+    guest = packed_mac(mac)
     on_macvtap = _own_mac(device) == guest
     return frames.open_wire(device, _filter(guest, on_macvtap=on_macvtap), groups, outgoing=True), on_macvtap
-
-
-def _packed(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _own_mac(device: str) -> bytes:
@@ -500,7 +497,7 @@ def ask_v6(shim: str, mac: str, networks: Iterable[IPv6Network] = (), stopped: S
 
 def _macs(shim: str, mac: str) -> tuple[bytes, bytes]:
     with frames.refusals(shim, _USE):
-        return _own_mac(shim), _packed(mac)
+        return _own_mac(shim), packed_mac(mac)
 
 
 def _nobody(ours: bytes, network: IPv6Network) -> bytes:

@@ -18,6 +18,7 @@ from provisioner.errors import MacvmError, NotFound, Taken, Unable
 from provisioner.host import log, messages, netlink
 from provisioner.host.netlink import Link
 from provisioner.model.mode import MacvtapMode
+from provisioner.model.names import packed_mac
 from provisioner.model.nic import Address, Interface
 
 #: `ifalias` of what macvm made begins with it.
@@ -96,10 +97,6 @@ def kernel_mode(mode: MacvtapMode) -> str:
     return "passthru" if mode is MacvtapMode.PASSTHROUGH else mode.value
 
 
-def _mac_bytes(mac: str) -> bytes:
-    return bytes.fromhex(mac.replace(":", ""))
-
-
 def add_macvlan(
     name: str, parent: Link, mac: str, alias: str, mode: str = "bridge", sources: Sequence[str] = ()
 ) -> Link:
@@ -113,7 +110,7 @@ def add_macvlan(
     numbers = {word: number for number, word in netlink.MACVLAN_MODES.items()}
     data = [(_MACVLAN_MODE, struct.pack("I", numbers[mode]))]
     if mode == "source":
-        listed = messages.nested((_MACVLAN_MACADDR, _mac_bytes(source)) for source in sources)
+        listed = messages.nested((_MACVLAN_MACADDR, packed_mac(source)) for source in sources)
         data += [
             (_MACVLAN_MACADDR_MODE, struct.pack("I", _MACADDR_SET)),
             (_MACVLAN_MACADDR_DATA | messages.NESTED, listed),
@@ -123,7 +120,7 @@ def add_macvlan(
         _IFLA_IFNAME: _name_bytes(name),
         _IFLA_LINK: struct.pack("I", parent.index),
         # The MAC goes into the message that makes the link: udev must not see one to change.
-        _IFLA_ADDRESS: _mac_bytes(mac),
+        _IFLA_ADDRESS: packed_mac(mac),
         _IFLA_LINKINFO | messages.NESTED: kind,
     }
     doing = f"make the macvlan {name} on {parent.name}"

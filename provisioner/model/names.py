@@ -55,6 +55,11 @@ def parse_label(text: str) -> tuple[str, str]:
     return key, value
 
 
+def packed_mac(mac: str) -> bytes:
+    """A MAC address's six bytes, as frames and the kernel's messages have it."""
+    return bytes.fromhex(mac.replace(":", ""))
+
+
 class Mac(str):
     """A unicast MAC address in libvirt's spelling, `52:54:00:12:34:56`."""
 

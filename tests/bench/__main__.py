@@ -17,7 +17,7 @@ from statistics import median
 
 from provisioner.actions.sandbox import Sandbox, around
 from provisioner.errors import Unable
-from tests.bench import download, lab_report, labs, pools, seeds, shims, sides, steps
+from tests.bench import download, hearing, lab_report, labs, pools, seeds, shims, sides, steps
 from tests.bench.turns import Side, line, take_turns
 
 
@@ -82,6 +82,8 @@ def measure(rounds: int) -> None:
     made = seeds.row(2 * rounds)
     ratio = f"{made.both / made.overlay:.2f}"
     print_row((made.title, f"{made.both:.0f}", "the overlay alone", f"{made.overlay:.0f}", ratio, made.goal))
+    heard = hearing.row(max(1, rounds // 2))
+    print_row((heard.title, f"{heard.usual:.0f}", "the worst", f"{heard.worst:.0f}", "", heard.goal))
     print("\nwhere the time of macvm create goes, in ms")
     for name, spent in steps.breakdown(sides.CREATE, sides.remove_created, rounds):
         print(f"  {name:<22}{spent:8.1f}")

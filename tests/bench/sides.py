@@ -10,11 +10,11 @@ from pathlib import Path
 
 from tests.bench.turns import Side
 
-_MACVM = str(Path(sys.executable).with_name("macvm"))
+MACVM = str(Path(sys.executable).with_name("macvm"))
 _IMAGES = Path("/var/lib/macvm/images")
 _DISK = Path("/var/lib/libvirt/images/beside.qcow2")
 
-CREATE = [_MACVM, "create", "web1", "--mode", "bridge", "--ip", "192.0.2.11/24", "--image", "tiny"]
+CREATE = [MACVM, "create", "web1", "--mode", "bridge", "--ip", "192.0.2.11/24", "--image", "tiny"]
 CREATE += ["--memory", "512", "--virt-type", "qemu", "--quiet"]
 
 # The same kind of machine from the same base. virt-install gives it 14 spare root ports, as macvm does; a seed, an
@@ -54,11 +54,11 @@ def output(argv: Sequence[str]) -> str:
 def prepare_create() -> None:
     """The image that both sides make their disks over."""
     _DISK.parent.mkdir(parents=True, exist_ok=True)
-    output([_MACVM, "image", "build", "tiny"])
+    output([MACVM, "image", "build", "tiny"])
 
 
 def remove_created() -> None:
-    output([_MACVM, "delete", "web1", "--yes"])
+    output([MACVM, "delete", "web1", "--yes"])
 
 
 def _remove_installed() -> None:
@@ -80,19 +80,19 @@ def define_machines(count: int, nics: int) -> None:
         output(["virsh", "; ".join(commands) or "version"])
 
 
-help_ = Side("macvm --help", [_MACVM, "--help"])
+help_ = Side("macvm --help", [MACVM, "--help"])
 bare_python = Side("python -c pass", [sys.executable, "-c", "pass"])
 create = Side("macvm create", CREATE, remove_created)
 virt_install = Side("qemu-img, virt-install --import", ["sh", "-e", "-c", _VIRT_INSTALL], _remove_installed)
-list_ = Side("macvm list", [_MACVM, "list"])
+list_ = Side("macvm list", [MACVM, "list"])
 virsh_list = Side("virsh list --all", ["virsh", "list", "--all"])
 bare_list = Side("python, click, libvirt, an XML each", [sys.executable, "-c", _BARE_LIST])
 
 _MAC = "52:54:00:0b:e0:01"
 attach = Side(
     "macvm nic attach, static",
-    [_MACVM, "nic", "attach", "web1", "--mac", _MAC, "--ip", "192.0.2.12/24"],
-    lambda: output([_MACVM, "nic", "detach", "web1", _MAC]),
+    [MACVM, "nic", "attach", "web1", "--mac", _MAC, "--ip", "192.0.2.12/24"],
+    lambda: output([MACVM, "nic", "detach", "web1", _MAC]),
 )
 virsh_attach = Side(
     "virsh attach-interface, live and saved",
@@ -102,4 +102,4 @@ virsh_attach = Side(
     ],
     lambda: output([*["virsh", "detach-interface", "web1", "direct", "--live", "--config", "--mac"], _MAC]),
 )
-nic_list = Side("macvm nic list --all", [_MACVM, "nic", "list", "--all"])
+nic_list = Side("macvm nic list --all", [MACVM, "nic", "list", "--all"])

@@ -389,6 +389,7 @@ def test_a_capture_ends_with_its_machine(host: KvmHost) -> None:
         (["web", "icmp"], 2, "web has 2 NICs"),
         (["mute", "bad", "filter", "-w", "/run/bad.pcap"], 1, "syntax error"),
         (["mute", "--", "--version"], 1, "syntax error"),
+        (["mute", "52:54"], 3, "mute does not have"),
         (["nobody"], 3, "no machine is named"),
         (["mute", "-w", "/proc/none/x"], 1, "/proc/none/x"),
     ],

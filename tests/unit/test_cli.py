@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from provisioner import context
-from provisioner.actions import machines
-from provisioner.actions.request import CreateRequest
+from provisioner.actions.request import CreateRequest, numbered
 from provisioner.cli.main import COMMANDS, cli
 from provisioner.errors import Usage
 from tests.conftest import Ran
@@ -346,7 +345,7 @@ def test_numbered_machines_have_consecutive_addresses() -> None:
     from provisioner.cli.parameters import parse_nic
 
     request = CreateRequest("web", (parse_nic("ip=192.0.2.11/24,ip=2001:db8::ffff/64"), parse_nic("ip=dhcp")))
-    made = machines.numbered(request, 3)
+    made = numbered(request, 3)
     assert [one.name for one in made] == ["web-1", "web-2", "web-3"]
     assert [str(one.nics[0].addressing) for one in made] == [
         "192.0.2.11/24, 2001:db8::ffff/64",
@@ -361,7 +360,7 @@ def test_addresses_do_not_run_out_of_their_subnet(first: str) -> None:
     from provisioner.cli.parameters import parse_nic
 
     with pytest.raises(Usage, match=r"broadcast|ends before|may have"):
-        machines.numbered(CreateRequest("web", (parse_nic(f"ip={first}"),)), 4)
+        numbered(CreateRequest("web", (parse_nic(f"ip={first}"),)), 4)
 
 
 #: A machine with two NICs, as libvirt's test driver takes it.

@@ -163,7 +163,7 @@ def test_without_the_key_what_guests_are_told_is_not_compared() -> None:
 
 
 def test_a_smaller_disk_is_a_fresh_one_and_a_larger_one_grows() -> None:
-    has = real(made("web", disk_size=2 << 30, least_disk=1 << 30), networks=())
+    has = real(made("web", disk_size=2 << 30, base_size=1 << 30), networks=())
     assert the(plan(wanted(asked("web", disk_size=3 << 30), networks=()), has)).how == "restart"
     assert the(plan(wanted(asked("web", disk_size=1 << 30), networks=()), has)).how == "recreate"
     assert plan(wanted(asked("web", disk_size=2 << 30), networks=()), has) == Plan("classic")

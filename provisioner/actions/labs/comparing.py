@@ -38,6 +38,8 @@ def stays(wanted: Network, there: Network) -> bool:
 
 def disk_differs(request: CreateRequest, there: RealMachine) -> tuple[list[str], list[str]]:
     """Why the disk is to be smaller, which only a fresh one is, and why larger."""
+    if request.disk_size is None and there.disk_size == there.base_size:
+        return [], []  # as it was made
     wanted = max(request.disk_size or 0, there.least_disk)
     if not wanted or not there.disk_size or wanted == there.disk_size:
         return [], []
