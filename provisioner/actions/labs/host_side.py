@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
-from provisioner.actions import shim_addresses, shims
+from provisioner.actions import shims
 from provisioner.actions.parents import Links
 from provisioner.errors import Unable
 from provisioner.host import netlink, routing
@@ -56,6 +56,8 @@ class _Lacking:
         except Unable:
             return  # who may not ask the switch about VEPA guests sees the rest
         has = there.ours.get(self.shim.index, {}) if self.shim else {}
+        from provisioner.actions import shim_addresses  # of no use where nobody runs
+
         # In other subnets the host has no address to speak from.
         reached = wanted(netlink.addresses(parent.index), guests, shim_addresses.held(store, name)).routes
         for address in reached:
