@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from tests.sandbox.kvm_host import KvmHost, complaints
 from tests.sandbox.test_json import valid
@@ -362,7 +363,7 @@ def files(draw: st.DrawFn) -> str:
     left = {"{network: lan, ip: 192.0.2.3}", "{network: lan, ip: 192.0.2.4}", "{parent: eth0, mode: vepa, ip: 192.0.2.5/24}",
             "{parent: eth0, mac: '52:54:00:aa:00:01'}"}  # fmt: skip
     machines = ""
-    for name in draw(st.sets(st.sampled_from("abc"))):
+    for name in draw(st.sampled_from(["", "a", "ab", "bc", "abc"])):
         nics = []
         for nic in draw(st.lists(NIC, max_size=2)):
             if (
@@ -417,21 +418,40 @@ def reality(host: KvmHost, file: str) -> Any:
     return machines, sizes, disks, networks
 
 
-@settings(
-    max_examples=5,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.generate],
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(first=files(), second=files())
-def test_up_over_another_is_as_up_from_nothing(lab: Lab, first: str, second: str) -> None:
-    host = lab.host
-    lab.up(file=first)
-    lab.up("--recreate", "--restart", file=second)
-    assert lab.plan() == []
-    over = reality(host, second)
-    lab.down("random")
-    lab.up(file=second)
-    assert over == reality(host, second)
-    lab.down("random")
+class Ups(RuleBasedStateMachine):
+    """One lab file after the other, and what others do in between: after each `up` there is nothing to do, and in the
+    end all is as that file makes it from nothing."""
+
+    lab: Lab
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.file = ""
+
+    @rule(file=files())
+    def up(self, file: str) -> None:
+        self.file = file
+        self.lab.up("--recreate", "--restart", file=file)
+        assert self.lab.plan() == []
+
+    @precondition(lambda self: "{start" in self.file)
+    @rule()
+    def somebody_else_comes(self) -> None:
+        name = re.findall(r"(\w): \{start", self.file)[0]
+        self.lab.host.sh(f"virsh setmaxmem {name} 200M --config; virsh setmem {name} 200M --config")
+        assert len(self.lab.plan()) == 1
+        self.up(self.file)
+
+    def teardown(self) -> None:
+        if self.file:
+            over = reality(self.lab.host, self.file)
+            self.lab.down("random")
+            self.lab.up(file=self.file)
+            assert over == reality(self.lab.host, self.file)
+            self.lab.down("random")
+
+
+def test_up_over_others_is_as_up_from_nothing(lab: Lab) -> None:
+    ups = type("Ups", (Ups,), {"lab": lab})
+    calm = settings(max_examples=5, stateful_step_count=4, deadline=None, derandomize=True, phases=[Phase.generate])
+    run_state_machine_as_test(ups, settings=settings(calm, suppress_health_check=list(HealthCheck)))
