@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from provisioner.actions import script
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context, Options, Settings, load_settings
 from provisioner.errors import MacvmError, PartlyDone, Taken, Unable
@@ -183,11 +184,18 @@ def _notes(program: Path) -> tuple[str, ...]:
 
 def install_lines(context: Context, program: Path, root: Path = Path("/")) -> list[str]:
     """What `install` would do. Raises what `plan` does."""
-    lines = [f"write {path}" for path, _ in plan(context, program, root)]
+    lines, there = list[str](), set[Path]()
+    for path, body in plan(context, program, root):
+        folders, text = marked_files.assembled(path, MARK, body, there)
+        lines += [shlex.join(["mkdir", *map(str, folders)])] if folders else []
+        lines.append(script.writing(path, text))
+        there.update(folders)
     if systemd.is_running(root):
         lines += ["systemctl daemon-reload", _systemctl("enable", *UNITS), _systemctl("restart", *UNITS)]
         return lines + [f"systemctl reload {unit}" for unit in _READERS if systemd.is_active(unit)]
-    return lines + [shlex.join(["ln", "-s", target, str(link)]) for link, target in _links(root)]
+    missing = [(link, target) for link, target in _links(root) if not _is_link(link, target)]
+    lines += dict.fromkeys(shlex.join(["mkdir", "-p", str(link.parent)]) for link, _ in missing)
+    return lines + [shlex.join(["ln", "-s", target, str(link)]) for link, target in missing]
 
 
 def _systemctl(*words: str) -> str:
@@ -244,8 +252,14 @@ def uninstall_lines(root: Path = Path("/")) -> list[str]:
     running = systemd.is_running(root)
     lines = [_systemctl("disable", "--now", *units)] if units and running else []
     if not running:
-        lines += [shlex.join(["rm", str(link)]) for link in _left_links(root, kept)]
-    lines += [shlex.join(["rm", str(path)]) for path in reversed(ours)]
+        links = _left_links(root, kept)
+        lines += [shlex.join(["rm", str(link)]) for link in links]
+        wanted = dict.fromkeys(str(link.parent) for link in links)
+        lines += [shlex.join(["rmdir", "--ignore-fail-on-non-empty", folder]) for folder in wanted]
+    for path in reversed(ours):
+        lines.append(shlex.join(["rm", str(path)]))
+        folders = [str(folder) for folder in reversed(marked_files.made_for(path))]
+        lines += [shlex.join(["rmdir", "--ignore-fail-on-non-empty", *folders])] if folders else []
     if ours and running:
         lines += ["systemctl daemon-reload"]
         lines += [f"systemctl reload {unit}" for unit in _READERS if systemd.is_active(unit)]
