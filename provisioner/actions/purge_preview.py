@@ -70,8 +70,7 @@ def _lines(context: Context, traces: Traces) -> Iterator[str]:
             flags = "--managed-save --snapshots-metadata --checkpoints-metadata --nvram"
             yield f"virsh undefine {machine.name} {flags}"
         yield from passthrough.giving_back_lines(context, machine.uuid)
-    for name in traces.endpoints:
-        yield from endpoint_preview.delete(context, name)
+    yield from endpoint_preview.delete(context, traces.endpoints)
     for stray in traces.strays:
         yield from _stray_lines(stray)
     yield from (line for link in traces.links for line in shims.removing_lines(link.name))
