@@ -52,6 +52,7 @@ def test_each_change_is_one_line_of_the_journal(host: KvmHost) -> None:
     with listening(host, JOURNAL):
         host.create("web", "--ip", "192.0.2.51/24", "--password", PASSWORD)
         uuid = host.show("web")["uuid"]
+        host.macvm("restart", "--force", "web")
         host.node.run(
             ["env", "SUDO_UID=1000", "SUDO_GID=1000", "SUDO_USER=alice", "macvm", "stop", "--force", "web"], check=True
         )
@@ -71,6 +72,8 @@ def test_each_change_is_one_line_of_the_journal(host: KvmHost) -> None:
     told = [(one["MACVM_ACTION"], one.get("MACVM_MACHINE"), one["MACVM_RESULT"], one["MACVM_UID"]) for one in found]
     assert told == [
         ("create", "web", "done", "0"),
+        ("stop", "web", "done", "0"),
+        ("start", "web", "done", "0"),
         ("stop", "web", "done", "1000"),
         ("network create", "lan eth0", "done", "0"),
         ("endpoint-create", "box", "done", "0"),
@@ -79,10 +82,29 @@ def test_each_change_is_one_line_of_the_journal(host: KvmHost) -> None:
         ("delete", "web", "done", "0"),
     ]
     assert (found[0]["MACVM_UUID"], found[0]["SYSLOG_IDENTIFIER"], found[0]["PRIORITY"]) == (uuid, "macvm", "5")
-    assert found[1]["MACVM_USER"] == "alice"
-    assert found[1]["MESSAGE"] == "stop web: done, by uid 1000 (alice, through sudo)"
+    assert found[3]["MACVM_USER"] == "alice"
+    assert found[3]["MESSAGE"] == "stop web: done, by uid 1000 (alice, through sudo)"
     assert PASSWORD not in raw
     assert "$6$" not in raw
+
+
+LAB = """\
+lab: two
+networks: {lan: {parent: eth0, subnets: [{subnet: 192.0.2.0/24, range: 192.0.2.64/30}]}}
+endpoints: {box: {network: lan}}
+shims: [{parent: eth0}]
+"""
+
+
+def test_a_lab_tells_each_thing_that_comes_and_goes(host: KvmHost) -> None:
+    host.node.run(["tee", "/run/lab.yaml"], input=LAB, check=True)
+    with listening(host, JOURNAL):
+        host.macvm("lab", "up", "/run/lab.yaml")
+        host.macvm("lab", "down", "-y", "two")
+        host.sh("rm /run/lab.yaml")
+        told = [(one["MACVM_ACTION"], one["MACVM_MACHINE"]) for one in entries(host)]
+    made = [("network create", "lan eth0"), ("shim up", "eth0"), ("endpoint-create", "box")]
+    assert told == [*made, ("endpoint-delete", "box"), ("shim down", "eth0"), ("network delete", "lan")]
 
 
 def test_what_failed_and_was_undone_is_said_with_its_reason(host: KvmHost) -> None:
