@@ -18,7 +18,7 @@ from provisioner.actions import script
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context, Options, Settings, load_settings
 from provisioner.errors import MacvmError, PartlyDone, Taken, Unable
-from provisioner.host import marked_files, systemd
+from provisioner.host import log, marked_files, systemd
 from provisioner.model import unit_file
 from provisioner.resources import resource
 
@@ -81,6 +81,7 @@ def install(context: Context, program: Path, root: Path = Path("/")) -> Installe
         for path, body in files:
             if not marked_files.is_there(path):
                 undo.callback(_each, [partial(marked_files.remove, path)])
+            log.step(f"write {path}")
             marked_files.write(path, MARK, body)
         for link, _ in _links(root):
             if not marked_files.is_there(link):

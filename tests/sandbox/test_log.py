@@ -137,7 +137,8 @@ def test_v_tells_the_steps_and_vv_the_calls_and_neither_a_password(host: KvmHost
     told = host.macvm("create", *words, "-v")
     steps = [line.removeprefix("step: ") for line in told.stderr.splitlines() if line.startswith("step: ")]
     assert [line.partition(" (")[0] for line in steps] == [
-        "create web", "create web", *(f"create web: {one}" for one in ("disk", "seed", "define", "start", "nics", "routes", "resume"))
+        "create web", "create web", *(f"create web: {one}" for one in ("disk", "seed", "define", "start", "nics", "routes")),
+        "shim mv-eth0 on eth0", "routes of mv-eth0: 1 to add, 0 to remove", "create web: resume",
     ]  # fmt: skip
     uuid = host.show("web")["uuid"]
     assert f"uuid {uuid}" in steps[1]
@@ -154,6 +155,18 @@ def test_v_tells_the_steps_and_vv_the_calls_and_neither_a_password(host: KvmHost
     assert "$6$" not in everything
     assert host.macvm("-vv", "-q", "list").stderr == ""
     host.macvm("delete", "--yes", "web")
+
+
+def test_v_tells_the_steps_of_what_has_no_machine(host: KvmHost) -> None:
+    def steps(*words: str) -> list[str]:
+        lines = host.macvm("-v", *words).stderr.splitlines()
+        return [line.removeprefix("step: ") for line in lines if line.startswith("step: ")]
+
+    to = ("--to", "192.0.2.77,52:54:00:00:00:77")
+    assert {"shim mv-eth0 on eth0", "routes of mv-eth0: 1 to add, 0 to remove"} <= {*steps("shim", "up", "eth0", *to)}
+    assert "write /etc/systemd/system/macvm-shims.service" in steps("shim", "install")
+    host.macvm("shim", "uninstall")
+    assert "shim mv-eth0 goes" in steps("shim", "down")
 
 
 def test_what_a_domain_keeps_secret_is_not_told(host: KvmHost) -> None:

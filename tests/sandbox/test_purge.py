@@ -174,7 +174,9 @@ def test_it_asks(host: KvmHost) -> None:
         done = host.terminal(["env", "XDG_STATE_HOME=/run/state", "macvm", "purge"], [("[y/N]:", "n\n")])
     assert done.returncode == 130
     assert "1 endpoint: alone" in done.stdout
-    assert host.terminal(["env", "XDG_STATE_HOME=/run/state", "macvm", "purge"], [("[y/N]:", "y\n")]).returncode == 0
+    done = host.terminal(["env", "XDG_STATE_HOME=/run/state", "macvm", "-v", "purge"], [("[y/N]:", "y\n")])
+    assert done.returncode == 0
+    assert "step: purge: alone (endpoints)" in done.stdout
 
 
 @pytest.mark.parametrize(
