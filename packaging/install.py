@@ -204,7 +204,8 @@ def uninstall(places: Places, options: list[str]) -> None:
     if not files:
         raise Failed(f"no {places.staged(places.manifest)}: make install has put nothing there")
     if not places.destdir and subprocess.run([places.program, "purge", *options], check=False).returncode:
-        raise Failed(f"{places.program} stays, as `macvm purge` did not do all")
+        hint = "make uninstall PURGE='--yes', or PURGE='--yes --keep-vms' to leave the VMs"
+        raise Failed(f"{places.program} stays, as `macvm purge` did not do all: {hint}")
     places.remove(files, folders)
     print(f"removed {places.staged(places.program)}")
 

@@ -22,6 +22,7 @@ from provisioner.model.names import printable
 
 if TYPE_CHECKING:
     from provisioner.host.journal import Journal
+    from provisioner.model.network import Network
     from provisioner.model.nic import Address
 
 CONFIG = Path("/etc/macvm/config.toml")
@@ -99,7 +100,7 @@ class Context:
 
     `say` tells progress to whoever waits; `checkpoint` is called at each step's boundary with its name, for tests to
     stop there; `clock` is this boot's monotonic time in seconds; `promised` are addresses that networks give to those
-    alone who ask for them by name.
+    alone who ask for them by name; `coming` are networks that are made before what is planned.
     """
 
     settings: Settings
@@ -108,6 +109,7 @@ class Context:
     checkpoint: Callable[[str], None] = _nothing
     clock: Callable[[], float] = time.monotonic
     promised: frozenset[Address] = frozenset()
+    coming: tuple[Network, ...] = ()
     _opened: list[Store] = field(default_factory=list)
 
     @property

@@ -45,6 +45,9 @@ def get_network(context: Context, name: str) -> Network:
     """Raises NotFound."""
     from provisioner.host.networks import no_network
 
+    coming = next((one for one in context.coming if one.name == name), None)
+    if coming:
+        return coming
     store = context.reading_store
     if store is None:
         raise no_network(name, [])
@@ -121,7 +124,7 @@ def predict(context: Context, nic: Nic, segment: Segment, planned: Iterable[Nic]
     if context.reading_store is None:
         return nic
     avoid = {address for other in planned for address in other.addressing.addresses}
-    with context.reading_store.looking() as leases:
+    with context.reading_store.looking([one.name for one in context.coming]) as leases:
         return _assigned(leases, nic, segment, avoid)[0]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from provisioner.actions import shims
@@ -67,8 +67,8 @@ class Plan(NamedTuple):
     notes: list[str]
 
 
-def plan(context: Context, request: EndpointRequest) -> Plan:
-    """Changes nothing. Raises Problems."""
+def plan(context: Context, request: EndpointRequest, others: Sequence[Nic] = ()) -> Plan:
+    """Changes nothing. `others` are the NICs of what is made before this one. Raises Problems."""
     context.require_local("making an endpoint")
     findings, there = Findings(), Surroundings.look(context)
     name = request.name
@@ -90,8 +90,8 @@ def plan(context: Context, request: EndpointRequest) -> Plan:
         with findings.checking():
             nic = nic._replace(mac=_choose_mac(context, request, mode, nic, there))
         with findings.checking():
-            nic = give_addresses(context, nic, there, [])
-            check_addresses(context, nic, [])
+            nic = give_addresses(context, nic, there, [*others])
+            check_addresses(context, nic, [*others])
         findings.notes += _notes(name, mode, nic) if nic.shim else []
     findings.finish()
     link = LINK_PREFIX + os.urandom(6).hex()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from provisioner.actions import endpoint_plan as plans
 from provisioner.actions import passthrough, shims
 from provisioner.actions.endpoint_plan import EndpointRequest
@@ -16,7 +18,10 @@ from provisioner.model.nic import Interface
 
 def create(context: Context, request: EndpointRequest) -> list[str]:
     """Raises Problems, as `create` does."""
-    plan = plans.plan(context, request)
+    return planned(context, plans.plan(context, request))
+
+
+def planned(context: Context, plan: plans.Plan) -> list[str]:
     endpoint, nic = plan.endpoint, plan.endpoint.nic
     inside, space = _inside(endpoint)
     lines = [f"ip netns add {endpoint.namespace}"] if endpoint.own else []
@@ -61,12 +66,23 @@ def _inside(endpoint: Endpoint) -> tuple[str, str]:
     return (f"nsenter --net={where} ip" if "/" in where else f"ip -n {where}"), where
 
 
-def delete(context: Context, name: str) -> list[str]:
+def delete(context: Context, names: Iterable[str]) -> list[str]:
     """Raises NotFound."""
-    endpoint, store = get(context, name), context.reading_store
+    lines, routes = removal(context, names)
+    return lines + unrouting_lines(context, routes)
+
+
+def removal(context: Context, names: Iterable[str]) -> tuple[list[str], list[shims.GuestRoute]]:
+    """The lines, and the routes that go then. Raises NotFound."""
+    every, store = [get(context, name) for name in dict.fromkeys(names)], context.reading_store
+    lines = [line for endpoint in every for line in _removing_lines(context, endpoint)]
+    return lines, [route for endpoint in every for route in shims.routes_of(store, endpoint.owner)] if store else []
+
+
+def _removing_lines(context: Context, endpoint: Endpoint) -> list[str]:
+    name, store = endpoint.name, context.reading_store
     found = next(one for one in list_all(context) if one.name == name)
     inside, _ = _inside(endpoint)
     lines = [f"{inside} link del {found.device}"] if found.device else []
     lines += [f"ip netns delete {endpoint.namespace}"] if endpoint.own else []
-    lines += [f"rm {path}" for path in store.files_of(endpoint.owner)] if store else []
-    return lines + unrouting_lines(context, shims.routes_of(store, endpoint.owner) if store else ())
+    return lines + ([f"rm {path}" for path in store.files_of(endpoint.owner)] if store else [])

@@ -14,10 +14,11 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from provisioner.actions import script
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context, Options, Settings, load_settings
 from provisioner.errors import MacvmError, PartlyDone, Taken, Unable
-from provisioner.host import marked_files, systemd
+from provisioner.host import log, marked_files, systemd
 from provisioner.model import unit_file
 from provisioner.resources import resource
 
@@ -80,6 +81,7 @@ def install(context: Context, program: Path, root: Path = Path("/")) -> Installe
         for path, body in files:
             if not marked_files.is_there(path):
                 undo.callback(_each, [partial(marked_files.remove, path)])
+            log.step(f"write {path}")
             marked_files.write(path, MARK, body)
         for link, _ in _links(root):
             if not marked_files.is_there(link):
@@ -183,11 +185,18 @@ def _notes(program: Path) -> tuple[str, ...]:
 
 def install_lines(context: Context, program: Path, root: Path = Path("/")) -> list[str]:
     """What `install` would do. Raises what `plan` does."""
-    lines = [f"write {path}" for path, _ in plan(context, program, root)]
+    lines, there = list[str](), set[Path]()
+    for path, body in plan(context, program, root):
+        folders, text = marked_files.assembled(path, MARK, body, there)
+        lines += [shlex.join(["mkdir", *map(str, folders)])] if folders else []
+        lines.append(script.writing(path, text))
+        there.update(folders)
     if systemd.is_running(root):
         lines += ["systemctl daemon-reload", _systemctl("enable", *UNITS), _systemctl("restart", *UNITS)]
         return lines + [f"systemctl reload {unit}" for unit in _READERS if systemd.is_active(unit)]
-    return lines + [shlex.join(["ln", "-s", target, str(link)]) for link, target in _links(root)]
+    missing = [(link, target) for link, target in _links(root) if not _is_link(link, target)]
+    lines += dict.fromkeys(shlex.join(["mkdir", "-p", str(link.parent)]) for link, _ in missing)
+    return lines + [shlex.join(["ln", "-s", target, str(link)]) for link, target in missing]
 
 
 def _systemctl(*words: str) -> str:
@@ -244,8 +253,14 @@ def uninstall_lines(root: Path = Path("/")) -> list[str]:
     running = systemd.is_running(root)
     lines = [_systemctl("disable", "--now", *units)] if units and running else []
     if not running:
-        lines += [shlex.join(["rm", str(link)]) for link in _left_links(root, kept)]
-    lines += [shlex.join(["rm", str(path)]) for path in reversed(ours)]
+        links = _left_links(root, kept)
+        lines += [shlex.join(["rm", str(link)]) for link in links]
+        wanted = dict.fromkeys(str(link.parent) for link in links)
+        lines += [shlex.join(["rmdir", "--ignore-fail-on-non-empty", folder]) for folder in wanted]
+    for path in reversed(ours):
+        lines.append(shlex.join(["rm", str(path)]))
+        folders = [str(folder) for folder in reversed(marked_files.made_for(path))]
+        lines += [shlex.join(["rmdir", "--ignore-fail-on-non-empty", *folders])] if folders else []
     if ours and running:
         lines += ["systemctl daemon-reload"]
         lines += [f"systemctl reload {unit}" for unit in _READERS if systemd.is_active(unit)]

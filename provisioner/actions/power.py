@@ -12,7 +12,7 @@ from provisioner.actions.parents import Links, check_parent
 from provisioner.actions.wiring import Findings, check_device_free
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Problems, TimeUp
-from provisioner.host import links
+from provisioner.host import links, log
 from provisioner.model.found import FoundMachine
 from provisioner.model.nic import Nic
 
@@ -143,7 +143,7 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
     if force:
         for machine in running:
             context.hypervisor.destroy(machine.uuid, machine.name)
-        return _forget_heard(context, running)
+        return _stopped(context, running)
     deadline = time.monotonic() + timeout
     left = running
     pressed = float("-inf")
@@ -158,7 +158,13 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
             who = ", ".join(machine.name for machine in left)
             hint = f"wait longer with --timeout, or cut the power: macvm stop --force {' '.join(m.name for m in left)}"
             raise TimeUp(f"{who}: still running {timeout:g} s after the power button", hint)
-    return _forget_heard(context, running)
+    return _stopped(context, running)
+
+
+def _stopped(context: Context, stopped: Sequence[FoundMachine]) -> None:
+    for machine in stopped:
+        log.record("stop", machine.name, uuid=machine.uuid)
+    _forget_heard(context, stopped)
 
 
 def _forget_heard(context: Context, stopped: Sequence[FoundMachine]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from provisioner.actions import attaching, images, networks, nic_changes, nics, passthrough, script, shim_preview, shims
@@ -22,17 +22,26 @@ from provisioner.model.seed import shown_files
 Maker = Callable[[Context, Sequence[str]], list[str]]
 
 
-def create(context: Context, request: CreateRequest) -> str:
-    """A script, and in its comments the seed's texts with secrets masked, and the domain's XML. Raises Problems, as
-    `create` does."""
-    plan = make_plan(context, request)
-    parts = ["# steps", *_create_steps(context, plan), *(f"# note: {note}" for note in plan.notes), "#", "# seed"]
+def create_each(context: Context, requests: Iterable[CreateRequest]) -> Iterator[str]:
+    """For each a script, and in its comments the seed's texts with secrets masked, and the domain's XML; what one of
+    them makes the next finds. Raises Problems, as `create` does."""
+    planned, said = list[Nic](), set[str]()
+    for request in requests:
+        plan = make_plan(context, request, planned)
+        steps = [line for line in create_lines(context, plan) if line not in said]
+        planned += plan.machine.nics
+        said.update(steps)
+        yield _create(plan, steps)
+
+
+def _create(plan: Plan, steps: Sequence[str]) -> str:
+    parts = ["# steps", *steps, *(f"# note: {note}" for note in plan.notes), "#", "# seed"]
     for name, text in sorted(shown_files(plan.told).items()):
         parts += [f"## {name}", *script.comment(text)]
     return "\n".join([*parts, "#", "# domain", *script.comment(plan.xml)])
 
 
-def _create_steps(context: Context, plan: Plan) -> list[str]:
+def create_lines(context: Context, plan: Plan) -> list[str]:
     from provisioner.actions.pulling import bringing_lines
 
     machine, folder = plan.machine, shlex.quote(str(plan.folder))
@@ -233,7 +242,15 @@ def autostart_off(context: Context, names: Sequence[str]) -> list[str]:
 _UNDEFINE = "virsh undefine --managed-save --snapshots-metadata --checkpoints-metadata --nvram"
 
 
-def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) -> list[str]:
+def delete(
+    context: Context,
+    names: Sequence[str],
+    *,
+    keep_disks: bool = False,
+    others: Sequence[GuestRoute] = (),
+    let_go: Sequence[str] = (),
+) -> list[str]:
+    """`others` are routes of what goes with them, `let_go` parents whose shim does."""
     lines, machines, store = [], _machines(context, names), context.reading_store
     for machine in machines:
         if machine.marks is None:
@@ -246,7 +263,8 @@ def delete(context: Context, names: Sequence[str], *, keep_disks: bool = False) 
         folder = shlex.quote(str(context.machines_dir / machine.uuid))
         lines.append(f"rmdir --ignore-fail-on-non-empty {folder}")
         lines += passthrough.giving_back_lines(context, machine.uuid)
-    return lines + shim_preview.unrouting_lines(context, [route for one in machines for route in _routes(context, one)])
+    routes = [route for one in machines for route in _routes(context, one)]
+    return lines + shim_preview.unrouting_lines(context, [*routes, *others], let_go)
 
 
 def delete_keeping_disks(context: Context, names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ from provisioner.actions.purge_survey import Traces, find_store, look
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Taken, Unable
-from provisioner.host import caller, disks, hosts_file, links, netlink, pruning, routing, state_files
+from provisioner.host import caller, disks, hosts_file, links, log, netlink, netns, pruning, routing, state_files
 from provisioner.host.netlink import Link
 from provisioner.host.store import DATABASE, Store, StoreDamaged
 from provisioner.model import hosts
@@ -51,6 +51,7 @@ class _Taking:
 
     def take(self, kind: str, name: object, act: Callable[[], object]) -> bool:
         """Whether all went well."""
+        log.step(f"purge: {name} ({kind})")
         with self.findings.checking():
             try:
                 act()
@@ -131,6 +132,8 @@ def _take_links(context: Context, traces: Traces, store: Store | None, taking: _
         taking.take("endpoints", name, partial(endpoint_removal.delete, context, [name]))
     for stray in traces.strays:
         taking.take("endpoints", stray.name, partial(purge_links.remove_stray, stray))
+    if traces.names_folder:
+        taking.take("files", netns.FOLDER, netns.remove_folder)
     if store:
         # A `shim watch` in somebody's terminal would make them again.
         with taking.findings.checking():

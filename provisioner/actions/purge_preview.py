@@ -12,7 +12,7 @@ from provisioner.actions.purge_links import Stray
 from provisioner.actions.purge_survey import Traces
 from provisioner.actions.removal import LOG_DIR
 from provisioner.context import Context
-from provisioner.host import hosts_file, links
+from provisioner.host import hosts_file, links, netns
 from provisioner.model import hosts
 from provisioner.model.sizes import human_size
 
@@ -70,10 +70,10 @@ def _lines(context: Context, traces: Traces) -> Iterator[str]:
             flags = "--managed-save --snapshots-metadata --checkpoints-metadata --nvram"
             yield f"virsh undefine {machine.name} {flags}"
         yield from passthrough.giving_back_lines(context, machine.uuid)
-    for name in traces.endpoints:
-        yield from endpoint_preview.delete(context, name)
+    yield from endpoint_preview.delete(context, traces.endpoints)
     for stray in traces.strays:
         yield from _stray_lines(stray)
+    yield from (f"{word} {netns.FOLDER}" for word in ("umount", "rmdir") if traces.names_folder)
     yield from (line for link in traces.links for line in shims.removing_lines(link.name))
     for link, found in traces.routes:
         yield from (f"ip route del {one} dev {link.name} proto {links.PROTOCOL}" for one in _addresses(found.routes))
@@ -89,7 +89,8 @@ def _lines(context: Context, traces: Traces) -> Iterator[str]:
         folder = traces.known_hosts[0].parent
         yield shlex.join(["rmdir", "--ignore-fail-on-non-empty", str(folder), str(folder.parent)])
     if traces.untrue:
-        yield f"# {traces.untrue} entries of the store go: endpoints, shims, networks that no VM is on"
+        count = "1 entry of the store goes" if traces.untrue == 1 else f"{traces.untrue} entries of the store go"
+        yield f"# {count}: endpoints, shims, networks that no VM is on"
     yield from (f"# {line}" for line in traces.stays)
     yield from (f"# {problem.message}" for problem in traces.remains)
 

@@ -11,7 +11,7 @@ from provisioner.actions.purge_links import Stray, Vlans
 from provisioner.actions.removal import LOG_DIR
 from provisioner.context import CONFIG, Context
 from provisioner.errors import HypervisorFailed, MacvmError, PartlyDone, Unable
-from provisioner.host import caller, disks, hosts_file, netlink, pruning, state_files
+from provisioner.host import caller, disks, hosts_file, netlink, netns, pruning, state_files
 from provisioner.host.endpoints import Endpoints
 from provisioner.host.netlink import Link
 from provisioner.host.store import DATABASE, MACHINES, Store, StoreDamaged
@@ -35,7 +35,8 @@ class Traces(NamedTuple):
     """What a purge takes away. `keeps_vms` where VMs stay, as asked, or because libvirt cannot be asked of them.
 
     `links` are shims and what a killed macvm left, `routes` what leads through links that are not macvm's, `owners` for
-    whose sake something is remembered that is put back. `files` go before those of the store, and `folders` once they
+    whose sake something is remembered that is put back; `names_folder` where that of network namespaces was made for
+    endpoints, and nobody else has one in it. `files` go before those of the store, and `folders` once they
     are empty; `untrue` counts what goes of a store that stays. `stays` says what is left on purpose, and `remains` what
     should go and does not.
     """
@@ -48,6 +49,7 @@ class Traces(NamedTuple):
     strays: tuple[Stray, ...]
     links: tuple[Link, ...]
     routes: tuple[tuple[Link, ShimSet], ...]
+    names_folder: bool
     owners: tuple[str, ...]
     vlans: tuple[Link, ...]
     known_hosts: tuple[Path, ...]
@@ -89,6 +91,7 @@ class _Look:
         endpoints = Endpoints(self._store).all() if self._store else []
         strays = tuple(purge_links.strays(there, {one.name for one in endpoints}))
         doomed = {one.nic.mac for one in endpoints} | {stray.link.mac for stray in strays}
+        own_names = {one.namespace for one in endpoints if one.own} | {one.where for one in strays if one.own}
         vlans = self._look_at_vlans(doomed)
         # Nothing to keep is nothing to keep a store for.
         kept = self._machines.ours or contents.machines or contents.images or self._unknown
@@ -104,6 +107,7 @@ class _Look:
             strays=strays,
             links=tuple(purge_links.own_links(there)),
             routes=tuple(purge_links.routes(there)),
+            names_folder=netns.made_folder() and own_names.issuperset(netns.names()),
             owners=tuple(owners),
             vlans=vlans.gone,
             known_hosts=() if self._keep else tuple(caller.kept(ssh.KNOWN_HOSTS)),
@@ -191,6 +195,10 @@ class _Look:
     def _kept(self) -> Iterator[str]:
         names = [one.name for one in self._machines.ours]
         if not names:
+            # Where that was not asked for, it is among what remains.
+            if self._asked and (self._unknown or self._contents.images):
+                what = "VMs, disks, images and the store stay" if self._unknown else "images and the store stay"
+                yield f"{what}, in {self._context.state_dir}"
             return
         stay, them = ("stays", "it") if len(names) == 1 else ("stay", "them")
         yield f"{', '.join(names)} {stay}, with disks and images: virsh starts {them}"

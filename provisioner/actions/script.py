@@ -26,6 +26,12 @@ def comment(text: str) -> list[str]:
     return [f"# {line}".rstrip() for line in text.splitlines()]
 
 
+def once(lines: Iterable[str]) -> list[str]:
+    """Of several things that are done one after the other: what the first of them makes, the next finds."""
+    seen = set[str]()
+    return [line for line in lines if line.startswith("#") or not (line in seen or seen.add(line))]  # type: ignore[func-returns-value]
+
+
 def writing(path: Path | str, text: str) -> str:
     return f"printf %s {_quoted(text)} > {shlex.quote(str(path))}"
 

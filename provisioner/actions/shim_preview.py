@@ -93,11 +93,12 @@ def on_networks(context: Context, parent: str) -> set[str]:
     return {lease.address for lease in leases if lease.network}
 
 
-def unrouting_lines(context: Context, routes: Iterable[GuestRoute]) -> list[str]:
-    """The `ip` lines that take routes away, what they alone needed, and each shim that nothing else is behind."""
+def unrouting_lines(context: Context, routes: Iterable[GuestRoute], let_go: Collection[str] = ()) -> list[str]:
+    """The `ip` lines that take routes away, what they alone needed, and each shim that nothing else is behind.
+    `let_go` are parents whose shim is not to stay for its own sake any more."""
     lines, store = [], context.reading_store
-    held = set(store.others.held()) if store else set()
-    for parent, mine in _by_parent(routes).items():
+    held = set(store.others.held()) - {*let_go} if store else set()
+    for parent, mine in {**{one: [] for one in let_go}, **_by_parent(routes)}.items():
         link = netlink.find_link(parent)
         shim = shims.find_shim(link) if link else None
         if shim is None:

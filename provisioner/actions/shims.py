@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Taken, Unable
-from provisioner.host import links, netlink, routing
+from provisioner.host import links, log, netlink, routing
 from provisioner.host.netlink import Link
 from provisioner.host.routing import ForeignRoute
 from provisioner.host.store import Store
@@ -272,6 +272,7 @@ def remove(shim: Link) -> None:
     """With all that is on it, and its place in a zone of firewalld."""
     from provisioner.host import firewalld  # a shim comes and goes seldom
 
+    log.step(f"shim {shim.name} goes")
     links.remove(shim)
     firewalld.leave(shim.name)
 
@@ -316,6 +317,7 @@ def _ensure_shim(parent: Link, shim: Link | None) -> Link:
     """`shim` is that which is there."""
     if shim is None:
         name = shim_name(parent.name)
+        log.step(f"shim {name} on {parent.name}")
         try:
             shim = links.add_macvlan(name, parent, shim_mac(parent.mac), _ALIAS + parent.name)
         except Taken as error:

@@ -91,8 +91,8 @@ def create(name: str | None, count: int | None, dry_run: bool, **given: Any) -> 
         request = _with_first_image(context, request, dry_run)
         requests = [request] if count is None else numbered(request, count)
         if dry_run:
-            for one in requests:
-                click.echo(preview.create(context, one))
+            for text in preview.create_each(context, requests):
+                click.echo(text)
             return
         with showing_progress() as progress:
             requests = machines.with_images(context, requests, progress)

@@ -189,7 +189,7 @@ def delete(names: Sequence[str], dry_run: bool) -> None:
         if dry_run:
             from provisioner.actions import endpoint_preview
 
-            click.echo("\n".join(line for name in names for line in endpoint_preview.delete(context, name)))
+            click.echo("\n".join(endpoint_preview.delete(context, names)))
             return
         from provisioner.actions import endpoint_removal
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import click
 
 from provisioner.cli.base import Hinted
+from provisioner.model.names import printable
 
 Path = tuple[str, ...]
 
@@ -152,6 +153,25 @@ def _ipvlan() -> Hinted:
     return Hinted("ipvlan is for endpoints: a VM's NIC cannot be one", "macvm endpoint create NAME --ipvlan l2")
 
 
+def _disk(value: str) -> list[str]:
+    """virt-install's `--disk FILE`, `path=FILE`, `size=GiB`; a size as macvm has it stays."""
+    given = {key: text for key, sign, text in (part.partition("=") for part in value.split(",")) if sign}
+    file = given.get("path") or ("" if given else value)
+    if file and not file[:1].isdigit():
+        path = file if file.isprintable() else "FILE"
+        raise Hinted(
+            f"--disk is a size here, and {printable(file)} is none",
+            f"macvm create NAME --image {path}, which is copied",
+        )
+    return ["--disk", f"{given['size']}G" if "size" in given else value]
+
+
+def _graphics(value: str) -> list[str]:
+    if value in ("none", "vnc"):
+        return ["--vnc"] if value == "vnc" else []
+    raise Hinted(f"--graphics {printable(value)} is not understood", "--vnc, or leave it out: macvm console NAME")
+
+
 _DOMAIN: dict[str, Rule] = {"--domain": _positional}
 _PARENT: dict[str, Rule] = {"--source": _renamed("--parent"), "--source-mode": _renamed("--mode")}
 _DIRECT: dict[str, Rule] = {"--type": _only("--type", "direct", "virsh attach-interface makes others than macvtap")}
@@ -164,12 +184,19 @@ OPTIONS: dict[Path, dict[str, Rule]] = {
         "--name": _positional,
         "--ram": _renamed("--memory"),
         "--network": _network_words,
+        "--disk": _disk,
+        "--graphics": _graphics,
+        # What macvm does anyway, and what it has no use for.
+        **dict.fromkeys(("--import", "--noautoconsole", "--os-variant", "--osinfo"), _dropped),
     },
+    ("list",): dict.fromkeys(("--all", "-a"), _dropped),
     ("show",): _DOMAIN,
     ("stop",): _DOMAIN | _ACPI,
     ("restart",): _DOMAIN | _ACPI,
     ("ip",): {**_DOMAIN, "--source": _dropped},
     ("nic", "list"): _DOMAIN,
+    ("start",): _DOMAIN,
+    ("console",): _DOMAIN,
     ("nic", "attach"): _DOMAIN | _DIRECT | _PARENT,
     ("nic", "detach"): _DOMAIN | _DIRECT | {"--mac": _positional},
     ("nic", "set"): _PARENT,
@@ -182,7 +209,7 @@ OPTIONS: dict[Path, dict[str, Rule]] = {
     },
     ("endpoint", "create"): {**_PARENT, "--name": _positional},
 }
-FLAGS = {"--ipv6"}
+FLAGS = {"--ipv6", "--import", "--noautoconsole", "--all", "-a"}
 
 #: Words without an option that virsh wants behind the machine, and the options that they stand for.
 _BEHIND: dict[Path, tuple[str, ...]] = {("nic", "attach"): ("--type", "--source"), ("nic", "detach"): ("--type",)}

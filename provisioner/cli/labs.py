@@ -138,7 +138,7 @@ def up(
 
         with looking() as (context, _):
             wanted, only = _load(context, targets)
-            click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only))))
+            click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only), Leave(restart, recreate))))
         return
     with changing() as (context, options):
         wanted, only = _load(context, targets)
@@ -249,7 +249,7 @@ def down(targets: Sequence[str], jobs: int | None, keep_disks: bool, dry_run: bo
 
         with looking() as (context, _):
             made, only = _find(context, targets)
-            click.echo("\n".join(preview.down(context, made, only)))
+            click.echo("\n".join(preview.down(context, made, only, keep_disks=keep_disks)))
         return
     with changing() as (context, options):
         made, only = _find(context, targets)

@@ -58,10 +58,11 @@ def now(ago: float = 0.0) -> str:
 
 
 class Leases:
-    """MACs, leases and pools, as the connection's open transaction sees them, or as they are now."""
+    """MACs, leases and pools, as the connection's open transaction sees them, or as they are now. `coming` are names of
+    networks that are not there yet, of which nobody has had anything."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
-        self._db = db
+    def __init__(self, db: sqlite3.Connection, coming: Collection[str] = ()) -> None:
+        self._db, self._coming = db, coming
 
     @property
     def db(self) -> sqlite3.Connection:
@@ -139,7 +140,7 @@ class Leases:
         from provisioner.model import ipam  # which no command needs that only shows leases
 
         row = self._first("SELECT next FROM pools WHERE network = ? AND subnet = ?", network, subnet)
-        if row is None:
+        if row is None and network not in self._coming:
             raise _gone(network)
         waits = "SELECT 1 FROM released WHERE network = ? AND address = ?"
 
@@ -150,7 +151,7 @@ class Leases:
         def all_held() -> set[int]:
             return self._held(parent, pool.first.version) | {int(address) for address in avoid}
 
-        start = ipaddress.ip_address(row["next"]) if row["next"] else None
+        start = ipaddress.ip_address(row["next"]) if row and row["next"] else None
         return ipam.pick(pool, start, is_held, self._released(network, parent, subnet, avoid), all_held)
 
     def _held(self, parent: str, version: int) -> set[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
 from provisioner.errors import Unable
@@ -39,19 +40,24 @@ def _read(path: Path) -> str:
 
 def write(path: Path, first_line: str, body: str) -> None:
     """Puts a file in place at once, with the folders above it. Raises Unable, and then no folder is left behind."""
-    made = [folder for folder in reversed(path.parents) if not folder.exists()]
-    noted = _folders(path) if is_marked(path, first_line) else [str(folder) for folder in made]
-    lines = [first_line, *([_FOLDERS + " ".join(noted)] if noted else []), body]
+    made, text = assembled(path, first_line, body)
     try:
         for folder in made:
             folder.mkdir(exist_ok=True)
             folder.chmod(0o755)
-        _replace(path, "\n".join(lines))
+        _replace(path, text)
     except OSError as error:
         _remove_folders(made)
         where = next(folder for folder in path.parents if folder.exists())
         hint = "run as root: sudo macvm …" if os.geteuid() else f"see `findmnt -T {where}`: is it read-only, or full?"
         raise Unable(f"{path} cannot be written: {error.strerror}", hint) from error
+
+
+def assembled(path: Path, first_line: str, body: str, there: Collection[Path] = ()) -> tuple[list[Path], str]:
+    """The folders that are to be made for a file, where those that are `there` by then exist, and its whole text."""
+    made = [folder for folder in reversed(path.parents) if not (folder.exists() or folder in there)]
+    noted = _folders(path) if is_marked(path, first_line) else [str(folder) for folder in made]
+    return made, "\n".join([first_line, *([_FOLDERS + " ".join(noted)] if noted else []), body])
 
 
 def _replace(path: Path, text: str) -> None:
@@ -71,12 +77,17 @@ def _replace(path: Path, text: str) -> None:
 
 def remove(path: Path) -> None:
     """With the folders that were made for it, where nothing else has come to lie in them. Raises Unable."""
-    folders = [Path(name) for name in _folders(path)]
+    folders = made_for(path)
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise Unable(f"{path} cannot be removed: {error.strerror}", f"see `lsattr {path}`") from error
     _remove_folders(folders)
+
+
+def made_for(path: Path) -> list[Path]:
+    """The folders that had to be made for a file, from the outermost on."""
+    return [Path(name) for name in _folders(path)]
 
 
 def _folders(path: Path) -> list[str]:

@@ -33,6 +33,8 @@ from provisioner.model.names import check_name, printable
 
 #: Where `ip netns` keeps its names.
 FOLDER = Path("/run/netns")
+#: An attribute of it, where macvm made it: tmpfs takes no other of root's.
+_MARK = "trusted.macvm"
 
 # linux/mount.h, linux/nsfs.h
 _MS_RDONLY, _MS_SLAVE, _MS_SHARED = 0x1, 0x80000, 0x100000
@@ -90,7 +92,10 @@ def _share_folder() -> None:
     Without it each would keep its copy, and with that the namespace and its links. Only a mount can be shared: the
     folder becomes one, bound onto itself, where it is none.
     """
-    FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        FOLDER.mkdir(mode=0o755, parents=True)
+        with suppress(OSError):
+            os.setxattr(FOLDER, _MARK, b"made")
     folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         # `ip netns add` takes this lock too: two at once would bind the folder twice, one over the other's names.
@@ -102,6 +107,28 @@ def _share_folder() -> None:
                 raise
             mount(str(FOLDER), str(FOLDER), flags=MS_BIND | MS_REC)
             mount("", str(FOLDER), flags=_MS_SHARED | MS_REC)
+    finally:
+        os.close(folder)
+
+
+def made_folder() -> bool:
+    """Whether macvm made the folder of names."""
+    try:
+        return bool(os.getxattr(FOLDER, _MARK))
+    except OSError:
+        return False
+
+
+def remove_folder() -> None:
+    """Undoes what `create` made of it; with a name in it, it stays. Raises OSError."""
+    folder = os.open(FOLDER, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.listdir(folder):
+            return
+        while _unmount(FOLDER):
+            pass
+        FOLDER.rmdir()
     finally:
         os.close(folder)
 

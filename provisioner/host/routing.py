@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple
 
 from provisioner.errors import MacvmError, Unable
-from provisioner.host import messages, netlink
+from provisioner.host import log, messages, netlink
 from provisioner.host.dumps import dump
 from provisioner.host.links import PROTOCOL
 from provisioner.host.messages import Form
@@ -167,6 +167,7 @@ def change(shim: Link, add: ShimSet, remove: ShimSet, routes: HostRoutes | None 
     without a moment between them. There already, and gone already, are fine. Raises RoutingFailed, Unable."""
     if not add and not remove:
         return
+    log.step(f"routes of {shim.name}: {len(add.routes)} to add, {len(remove.routes)} to remove")
     there = (routes or HostRoutes.read()).ours.values() if add.routes else ()
     moved = {one for ours in there for one in ours if one in add.routes}
     fresh = {one: source for one, source in add.routes.items() if one not in moved}

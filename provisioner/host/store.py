@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -137,10 +137,10 @@ class Store:
             yield Leases(db)
 
     @contextlib.contextmanager
-    def looking(self) -> Iterator[Leases]:
-        """MACs, leases and pools as they are now, for looking alone."""
+    def looking(self, coming: Collection[str] = ()) -> Iterator[Leases]:
+        """MACs, leases and pools as they are now, for looking alone; `coming` as in `Leases`."""
         with _translated(self.path):
-            yield Leases(self._connection)
+            yield Leases(self._connection, coming)
 
     def rows(self, sql: str, parameters: Iterable[object] = ()) -> list[sqlite3.Row]:
         with _translated(self.path):

@@ -10,6 +10,7 @@ import pytest
 
 from tests.sandbox.conftest import make_sandbox
 from tests.sandbox.kvm_host import KvmHost, assert_same
+from tests.sandbox.test_install import etc
 
 #: Of each domain, as it runs and as it is saved; what libvirt numbers or names after those numbers left out.
 _DOMAINS = r"""
@@ -29,6 +30,20 @@ done
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: libvirt's own bridge, and what is on it.
 _THEIRS = re.compile(r"\b(inner0|vnet[0-9]+)\b")
+
+LAB = """\
+lab: two
+networks:
+  lan: {parent: eth0, subnets: [{subnet: 192.0.2.0/24, range: 192.0.2.64/29}]}
+vms:
+  web: {image: tiny, memory: 96M, nics: [{network: lan, mac: "52:54:00:00:00:0a"}]}
+  off: {image: tiny, memory: 96M, start: false, autostart: true, nics: [{network: lan, mac: "52:54:00:00:00:0b", ip: none}]}
+endpoints:
+  box: {network: lan, mac: "52:54:00:00:00:0e"}
+  held: {network: lan, ip: 192.0.2.70, mac: "52:54:00:00:00:0f"}
+shims:
+- {parent: eth0, to: ["192.0.2.77,52:54:00:00:00:77"]}
+"""
 
 WEB = ("web", "--memory", "96", "--mac", "52:54:00:00:00:0a")
 
@@ -51,8 +66,11 @@ class Pair(NamedTuple):
             lines = lines.replace(uuid, uuids[1][name])
         chosen = [mac for mac in macs_of(self.first) if mac not in (*macs, *words)]
         foreseen = [mac for mac in dict.fromkeys(_MAC.findall(lines)) if mac not in (*macs, *words)]
-        for one, other in zip(foreseen, chosen, strict=False):
-            lines = lines.replace(one, other)
+        said = {*foreseen} & {*chosen}
+        pairs = ([mac for mac in found if mac not in said] for found in (foreseen, chosen))
+        for one, other in zip(*pairs, strict=False):
+            # The link's name has it too.
+            lines = lines.replace(one, other).replace(one.replace(":", ""), other.replace(":", ""))
         done = self.second.node.run(["bash", "-ex"], input=lines, timeout=120)
         assert done.returncode == 0, done.stdout + done.stderr
         # One that macvm writes anew for a NIC, which is told to hold no line, differs from then on.
@@ -80,7 +98,10 @@ def state_of(host: KvmHost) -> dict[str, list[str]]:
     """What `KvmHost.state` has, but for the store, which no line writes to, and for libvirt's and the kernel's numbers."""
     found = {**host.state(), "domains": host.sh(_DOMAINS).splitlines()}
     del found["rows"], found["taps"]
-    found["hosts"] = host.sh("cat /etc/hosts").splitlines()
+    # With which a host tells whether a lab's file says something else than before.
+    found["files"] = [line for line in found["files"] if "/labs.key " not in line]
+    found["domains"] = [line for line in found["domains"] if "<macvm:wish>" not in line]
+    found["etc"] = [line for line in etc(host) if "/etc/libvirt/" not in line]
     found["spaces"] = host.sh(
         "for one in $(ls /run/netns 2> /dev/null); do ip -n $one -d -o link; ip -n $one -o addr; ip -n $one route; done"
         " | grep -v fe80:: | sed -E 's/^[0-9]+: //; s/@if[0-9]+//; s/if[0-9]+//; s/ state [A-Z]+//'"
@@ -169,6 +190,35 @@ def test_networks_and_endpoints(pair: Pair) -> None:
     pair.follow("endpoint", "delete", "box", "wide")
     pair.follow("delete", "web")
     pair.follow("network", "delete", "lan")
+
+
+def test_several_at_once(pair: Pair) -> None:
+    """What the first of them makes, the last takes away, is in the lines once."""
+    pair.follow("create", *WEB[:3], "--count", "2", "--ip", "192.0.2.11/24")
+    pair.follow("delete", "web-1", "web-2")
+    for number in (1, 2):
+        mac = ("--mac", f"52:54:00:00:00:0{number}")
+        pair.follow("endpoint", "create", f"box{number}", "--ip", f"192.0.2.4{number}/24", *mac)
+    pair.follow("endpoint", "delete", "box1", "box2")
+
+
+def test_labs(pair: Pair) -> None:
+    for host in pair[:2]:
+        host.node.run(["tee", "/run/lab.yaml"], input=LAB, check=True)
+    pair.follow("lab", "up", "/run/lab.yaml")
+    changed = LAB.replace("autostart: true", "vcpus: 2").replace("  box: {", "  more: {").replace("00:0e", "00:1e")
+    changed = changed.replace('0a"}]', '0a"}, {parent: eth1, mode: private, ip: none, mac: "52:54:00:00:00:0c"}]')
+    for host in pair[:2]:
+        host.node.run(["tee", "/run/lab.yaml"], input=changed, check=True)
+    pair.follow("lab", "up", "/run/lab.yaml")
+    pair.follow("lab", "down", "two")
+
+
+def test_units(pair: Pair) -> None:
+    pair.follow("shim", "up", "eth0", "--to", "192.0.2.77,52:54:00:00:00:77")
+    pair.follow("shim", "install")
+    pair.follow("shim", "uninstall")
+    pair.follow("shim", "down")
 
 
 def test_shims_hosts_and_images(pair: Pair) -> None:

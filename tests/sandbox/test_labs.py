@@ -326,7 +326,7 @@ def test_json_and_events(lab: Lab) -> None:
         valid(event, "lab-event.json")
     assert [one["text"] for one in events if one["name"] == "web-1" and one["state"] == "step"][:2] == ["disk", "seed"]
     dry = lab.host.macvm("lab", "down", "two", "--dry-run").stdout
-    assert "macvm network delete lan" in dry
+    assert "# the store forgets the network lan" in dry
     gone = lab.host.macvm("lab", "down", "two", "--yes", "-o", "json")
     assert sorted(valid(json.loads(gone.stdout), "lab-down.json")["done"]) == ["lan", "web-1", "web-2"]
 

@@ -52,6 +52,7 @@ def test_each_change_is_one_line_of_the_journal(host: KvmHost) -> None:
     with listening(host, JOURNAL):
         host.create("web", "--ip", "192.0.2.51/24", "--password", PASSWORD)
         uuid = host.show("web")["uuid"]
+        host.macvm("restart", "--force", "web")
         host.node.run(
             ["env", "SUDO_UID=1000", "SUDO_GID=1000", "SUDO_USER=alice", "macvm", "stop", "--force", "web"], check=True
         )
@@ -71,6 +72,8 @@ def test_each_change_is_one_line_of_the_journal(host: KvmHost) -> None:
     told = [(one["MACVM_ACTION"], one.get("MACVM_MACHINE"), one["MACVM_RESULT"], one["MACVM_UID"]) for one in found]
     assert told == [
         ("create", "web", "done", "0"),
+        ("stop", "web", "done", "0"),
+        ("start", "web", "done", "0"),
         ("stop", "web", "done", "1000"),
         ("network create", "lan eth0", "done", "0"),
         ("endpoint-create", "box", "done", "0"),
@@ -79,10 +82,29 @@ def test_each_change_is_one_line_of_the_journal(host: KvmHost) -> None:
         ("delete", "web", "done", "0"),
     ]
     assert (found[0]["MACVM_UUID"], found[0]["SYSLOG_IDENTIFIER"], found[0]["PRIORITY"]) == (uuid, "macvm", "5")
-    assert found[1]["MACVM_USER"] == "alice"
-    assert found[1]["MESSAGE"] == "stop web: done, by uid 1000 (alice, through sudo)"
+    assert found[3]["MACVM_USER"] == "alice"
+    assert found[3]["MESSAGE"] == "stop web: done, by uid 1000 (alice, through sudo)"
     assert PASSWORD not in raw
     assert "$6$" not in raw
+
+
+LAB = """\
+lab: two
+networks: {lan: {parent: eth0, subnets: [{subnet: 192.0.2.0/24, range: 192.0.2.64/30}]}}
+endpoints: {box: {network: lan}}
+shims: [{parent: eth0}]
+"""
+
+
+def test_a_lab_tells_each_thing_that_comes_and_goes(host: KvmHost) -> None:
+    host.node.run(["tee", "/run/lab.yaml"], input=LAB, check=True)
+    with listening(host, JOURNAL):
+        host.macvm("lab", "up", "/run/lab.yaml")
+        host.macvm("lab", "down", "-y", "two")
+        host.sh("rm /run/lab.yaml")
+        told = [(one["MACVM_ACTION"], one["MACVM_MACHINE"]) for one in entries(host)]
+    made = [("network create", "lan eth0"), ("shim up", "eth0"), ("endpoint-create", "box")]
+    assert told == [*made, ("endpoint-delete", "box"), ("shim down", "eth0"), ("network delete", "lan")]
 
 
 def test_what_failed_and_was_undone_is_said_with_its_reason(host: KvmHost) -> None:
@@ -115,7 +137,8 @@ def test_v_tells_the_steps_and_vv_the_calls_and_neither_a_password(host: KvmHost
     told = host.macvm("create", *words, "-v")
     steps = [line.removeprefix("step: ") for line in told.stderr.splitlines() if line.startswith("step: ")]
     assert [line.partition(" (")[0] for line in steps] == [
-        "create web", "create web", *(f"create web: {one}" for one in ("disk", "seed", "define", "start", "nics", "routes", "resume"))
+        "create web", "create web", *(f"create web: {one}" for one in ("disk", "seed", "define", "start", "nics", "routes")),
+        "shim mv-eth0 on eth0", "routes of mv-eth0: 1 to add, 0 to remove", "create web: resume",
     ]  # fmt: skip
     uuid = host.show("web")["uuid"]
     assert f"uuid {uuid}" in steps[1]
@@ -132,6 +155,18 @@ def test_v_tells_the_steps_and_vv_the_calls_and_neither_a_password(host: KvmHost
     assert "$6$" not in everything
     assert host.macvm("-vv", "-q", "list").stderr == ""
     host.macvm("delete", "--yes", "web")
+
+
+def test_v_tells_the_steps_of_what_has_no_machine(host: KvmHost) -> None:
+    def steps(*words: str) -> list[str]:
+        lines = host.macvm("-v", *words).stderr.splitlines()
+        return [line.removeprefix("step: ") for line in lines if line.startswith("step: ")]
+
+    to = ("--to", "192.0.2.77,52:54:00:00:00:77")
+    assert {"shim mv-eth0 on eth0", "routes of mv-eth0: 1 to add, 0 to remove"} <= {*steps("shim", "up", "eth0", *to)}
+    assert "write /etc/systemd/system/macvm-shims.service" in steps("shim", "install")
+    host.macvm("shim", "uninstall")
+    assert "shim mv-eth0 goes" in steps("shim", "down")
 
 
 def test_what_a_domain_keeps_secret_is_not_told(host: KvmHost) -> None:

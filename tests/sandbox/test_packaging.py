@@ -139,11 +139,11 @@ macvm network create lan --parent eth0 --subnet 192.0.2.0/24 -q -o name
 macvm endpoint create e1 --network lan -q -o name
 macvm shim install -q -o name >/dev/null
 ip -br link | grep -c mv-eth0
-make uninstall </dev/null 2>&1 | grep -o "stays, as .*"
+make uninstall </dev/null 2>&1 | grep -o "stays, as .* all"
 make uninstall PURGE=--yes >/dev/null 2>&1
 ip -br link | grep -c mv-eth0
 find /var/lib/macvm -mindepth 1
-find /etc /run/netns -type f -name "*macvm*"
+find /etc /run -type f -name "*macvm*"
 """
 
 
@@ -153,6 +153,41 @@ def test_uninstall_purges_first_and_stops_where_that_does_not(installed: DebianH
     # Of /etc the sandbox has a layer of its own.
     assert [name for name in above.files() if "macvm" in name] == ["/etc/fish/completions/macvm.fish"]
     assert above.files() < installed.files()
+
+
+#: The host before `make install`, and after `make uninstall`, with something of each kind there in between. Another
+#: macvm, which opened the sandbox, is there before and after.
+WHOLE = r"""
+host() {
+  ip -d link; ip addr; ip route show table all; ip -6 route show table all; ip rule; ip -6 rule; ip neigh show nud permanent
+  ip neigh show proxy; ip netns; sysctl -a 2>/dev/null | grep -E "^net.ipv[46].(conf|neigh|ip_)"; virsh list --all
+  find / -xdev -regextype egrep -regex "/(proc|sys|tmp|root|srv|var/log|var/cache)" -prune -o ! -type d -printf "%p %m %U:%G %l %s\n"
+  find /etc /var/lib /run -printf "%p %y %m %U:%G %l\n"; find /etc /var/lib/macvm -type f -exec md5sum {} +
+}
+settled() { timeout 20 sh -c "while ip -6 addr show tentative | grep -q inet6; do sleep 0.05; done"; host | sed -E "s/valid_lft.*//; s/expires [0-9]+sec//" | sort; }
+settled >/tmp/before
+make install PREFIX=/opt/mine
+PATH=/opt/mine/bin:$PATH
+macvm network create lan --parent eth0 --subnet 192.0.2.0/24 -q -o name
+macvm endpoint create e1 --network lan -q -o name
+macvm shim install -q
+settled >/tmp/between
+make uninstall PREFIX=/opt/mine PURGE="--yes -q"
+settled >/tmp/after
+for kind in /opt/mine/bin/macvm macvm-shims.service mv-eth0 macvm.db macvm-e1; do grep -o -m1 -e "$kind" /tmp/between | head -n 1; done
+diff /tmp/before /tmp/after
+"""
+
+
+def test_after_uninstall_the_host_is_as_before_install(above: DebianHost) -> None:
+    above.sh("cat >/srv/whole <<'END'\n" + WHOLE + "END")
+    said = above.sh("macvm sandbox run -- bash -eu /srv/whole 2>&1 || true").splitlines()
+    installed, *made = said
+    assert installed == "installed /opt/mine/bin/macvm"
+    assert made == [
+        *("lan", "e1", "removed /opt/mine/bin/macvm"),
+        *("/opt/mine/bin/macvm", "macvm-shims.service", "mv-eth0", "macvm.db", "macvm-e1"),
+    ]
 
 
 #: What is not as it should be, and what is said of it.

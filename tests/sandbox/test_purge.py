@@ -174,7 +174,9 @@ def test_it_asks(host: KvmHost) -> None:
         done = host.terminal(["env", "XDG_STATE_HOME=/run/state", "macvm", "purge"], [("[y/N]:", "n\n")])
     assert done.returncode == 130
     assert "1 endpoint: alone" in done.stdout
-    assert host.terminal(["env", "XDG_STATE_HOME=/run/state", "macvm", "purge"], [("[y/N]:", "y\n")]).returncode == 0
+    done = host.terminal(["env", "XDG_STATE_HOME=/run/state", "macvm", "-v", "purge"], [("[y/N]:", "y\n")])
+    assert done.returncode == 0
+    assert "step: purge: alone (endpoints)" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -277,8 +279,13 @@ def test_while_libvirt_is_away_its_vms_are_left_alone(host: KvmHost) -> None:
     assert host.sh(f"find {STATE}/machines {STATE}/images | sort") == files
     assert "mv-eth0" not in host.sh("ip link")
     assert purge(host, "--yes", status=7)
+    assert f"nothing else of macvm's is left on this host\nnote: VMs, disks, images and the store stay, in {STATE}" in (
+        purge(host, "--yes", "--keep-vms")
+    )
     host.sh("libvirtd --daemon --pid-file /run/libvirtd.pid; timeout 30 sh -c 'until virsh list; do sleep 0.1; done'")
-    assert purge_json(host)["machines"] == ["web"]
+    host.macvm("delete", "--yes", "web")
+    assert "note: images and the store stay" in purge(host, "--yes", "--keep-vms")
+    assert len(purge_json(host)["files"]) > 1
 
 
 def test_nobody_is_interrupted(host: KvmHost) -> None:

@@ -234,7 +234,7 @@ def test_a_word_means_what_it_means_on_the_command_line(
     keys: dict[str, str], options: list[str], monkeypatch: pytest.MonkeyPatch, macvm: Callable[..., Ran], tmp_path: Path
 ) -> None:
     asked: list[CreateRequest] = []
-    monkeypatch.setattr("provisioner.cli.create.preview.create", lambda _, request: asked.append(request) or "")
+    monkeypatch.setattr("provisioner.cli.create.preview.create_each", lambda _, requests: asked.extend(requests) or [])
     where = ["--connect", "test:///default", "--state-dir", str(tmp_path)]
     ran = macvm(*where, "create", "web", "--dry-run", "--lab", "blue", "--image", "tiny", *options)
     assert ran.status == 0, ran.err

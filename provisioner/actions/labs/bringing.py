@@ -17,6 +17,7 @@ from provisioner.actions.request import CreateRequest
 from provisioner.actions.wiring import Surroundings
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Problems
+from provisioner.host import log
 from provisioner.host.labs import Labs, Thing
 from provisioner.model.network import Network
 
@@ -148,13 +149,15 @@ class Bringing:
         except BaseException:
             self._labs.disown(thing)
             raise
+        log.record("network create", f"{network.name} {network.parent}")
 
     def _change_network(self, network: Network) -> None:
         planned = networks.plan(self._context, request_of(network), anew=False)
         self._context.store.networks.change(planned)
+        log.record("network change", network.name)
 
     def _remove_network(self, name: str) -> None:
-        networks.delete(self._context, [name])
+        remove_network(self._context, name)
         self._labs.disown(Thing("network", name))
 
     def _bring_shim(self, wish: ShimWish) -> None:
@@ -166,6 +169,7 @@ class Bringing:
             if one.address and str(one.address) not in known:
                 self._labs.own(self._name, Thing("to", str(one.address)))
         shimming.up(self._context, wish.parent, wish.to)
+        log.record("shim up", wish.parent)
 
     def _remove_shim(self, thing: Thing) -> None:
         remove_shim(self._context, thing)
@@ -195,6 +199,11 @@ class Bringing:
         return act
 
 
+def remove_network(context: Context, name: str) -> None:
+    networks.delete(context, [name])
+    log.record("network delete", name)
+
+
 def remove_shim(context: Context, thing: Thing) -> None:
     """A shim that guests are behind stays until the last of them is gone; gone already is fine."""
     others = context.store.others
@@ -207,6 +216,7 @@ def remove_shim(context: Context, thing: Thing) -> None:
         else:
             others.forget(parent, thing.name)
         shims.reconcile(context, parent)
+    log.record("shim down" if thing.kind == "shim" else "shim forget", thing.name)
 
 
 def request_of(network: Network) -> NetworkRequest:

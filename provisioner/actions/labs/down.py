@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from provisioner.actions import endpoint_removal, machines, networks, recovery, reset
-from provisioner.actions.labs.bringing import remove_shim
+from provisioner.actions import endpoint_removal, machines, recovery, reset
+from provisioner.actions.labs.bringing import remove_network, remove_shim
 from provisioner.actions.labs.runner import Event, Runner, Task, Watch, default_jobs
 from provisioner.actions.labs.up import Failure, changing
 from provisioner.context import Context
@@ -185,7 +185,7 @@ class _Taking:
     def _remove_network(self, name: str) -> None:
         """Deleted already is fine."""
         if self._context.store.networks.find(name):
-            networks.delete(self._context, [name])
+            remove_network(self._context, name)
 
 
 def _deleting(uuid: str, keep_disks: bool) -> Callable[[Context], Any]:

@@ -3,12 +3,14 @@ is wanted."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from provisioner.actions import attaching, images, machines, nic_changes, nics, power, shims
 from provisioner.actions.labs.changes import Leave, MachineWork
 from provisioner.actions.labs.nic_plan import Ask, NicStep, is_told
 from provisioner.actions.labs.wanted import WantedMachine
-from provisioner.actions.plan import make_again
-from provisioner.actions.request import CreateRequest
+from provisioner.actions.plan import Plan, make_again
+from provisioner.actions.request import CreateRequest, NicRequest
 from provisioner.actions.wiring import Surroundings
 from provisioner.context import Context
 from provisioner.errors import PartlyDone, TimeUp, Unable
@@ -106,7 +108,7 @@ def _change(context: Context, work: MachineWork, leave: Leave, wanted: WantedMac
     marks = now.marks or Marks()
     is_off = not work.real.runs or halts(work, leave)
     if work.resize and is_off:
-        disks.grow(context.machines_dir / uuid / "disk.qcow2", max(request.disk_size or 0, work.real.least_disk))
+        disks.grow(*grown(context, work, request))
     if work.redefine and is_off:
         _redefine(context, request, uuid, marks)
     elif work.labels:
@@ -121,16 +123,28 @@ def _change(context: Context, work: MachineWork, leave: Leave, wanted: WantedMac
             context.say(note)
 
 
-def _redefine(context: Context, request: CreateRequest, uuid: str, marks: Marks) -> None:
-    """Its definition as `create` would write it now, over the disk and with the NICs that it has."""
+def grown(context: Context, work: MachineWork, request: CreateRequest) -> tuple[Path, int]:
+    """The disk, and the bytes that it is to have."""
+    assert work.real is not None
+    disk = context.machines_dir / work.real.now.uuid / "disk.qcow2"
+    return disk, max(request.disk_size or 0, work.real.least_disk)
+
+
+def redefined(context: Context, request: CreateRequest, uuid: str, marks: Marks) -> Plan:
+    """Its definition as `create` would write it now, over the disk and with the NICs that it has. Raises Unable."""
+    store = context.reading_store
     if marks.base:
-        image = next((one for one in context.store.images() if one.digest == marks.base), None)
+        image = next((one for one in images.list_images(store) if one.digest == marks.base), None)
         if image is None:
             raise Unable(f"the image of {request.name} is not here any more: {marks.image}", "--recreate it")
         request = request._replace(image=images.title(image), checksum="")
-    told = {mac: Nic.from_json(text) for mac, text in context.store.told_of(uuid).items()}
+    told = {mac: Nic.from_json(text) for mac, text in store.told_of(uuid).items()} if store else {}
     kept = tuple(told[nic.mac] for nic in context.hypervisor.saved(uuid).nics if nic.mac in told)
-    plan = make_again(context, request, uuid, kept)
+    return make_again(context, request, uuid, kept)
+
+
+def _redefine(context: Context, request: CreateRequest, uuid: str, marks: Marks) -> None:
+    plan = redefined(context, request, uuid, marks)
     if plan.machine.nvram:
         context.store.own_file(plan.machine.nvram, uuid)
     context.hypervisor.define(plan.xml, request.name)
@@ -139,15 +153,23 @@ def _redefine(context: Context, request: CreateRequest, uuid: str, marks: Marks)
 def _become_nic(context: Context, uuid: str, step: NicStep, request: CreateRequest) -> None:
     if step.wanted is None or step.ask is Ask.DETACH:
         return
-    asked = step.wanted.asked
     if step.ask is Ask.SET:
         assert step.before is not None
-        change = _set_of(step)._replace(probe=request.probe, take_parent=request.take_parent)
-        nic_changes.change(context, uuid, step.before.mac, change)
+        nic_changes.change(context, uuid, step.before.mac, change_of(step, request))
         return
+    attaching.attach(context, uuid, *attach_of(step, request))
+
+
+def attach_of(step: NicStep, request: CreateRequest) -> tuple[NicRequest, attaching.AttachOptions]:
+    assert step.wanted is not None
+    asked = step.wanted.asked
     mac = asked.mac or (step.before.mac if step.before else None)
     options = attaching.AttachOptions(shim=request.shim, take_parent=request.take_parent, probe=request.probe)
-    attaching.attach(context, uuid, asked._replace(mac=mac), options)
+    return asked._replace(mac=mac), options
+
+
+def change_of(step: NicStep, request: CreateRequest) -> nic_changes.Change:
+    return _set_of(step)._replace(probe=request.probe, take_parent=request.take_parent)
 
 
 def _set_of(step: NicStep) -> nic_changes.Change:
