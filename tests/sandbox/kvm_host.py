@@ -58,7 +58,7 @@ class KvmHost:
 
     def create(self, name: str, *words: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         """`macvm create` of a small guest."""
-        return self.macvm("create", name, "--memory", "96", *words, status=status)
+        return self.macvm("create", name, "--memory", "128", *words, status=status)
 
     def json(self, *words: object) -> Any:
         return json.loads(self.macvm(*words, "-o", "json").stdout)

@@ -312,7 +312,7 @@ def test_without_rights(host: KvmHost, words: tuple[str, ...]) -> None:
 
 def test_two_creates_of_one_name_at_once(host: KvmHost) -> None:
     before = host.state()
-    create = ["macvm", "create", "twin", "--memory", "96", "--ip"]
+    create = ["macvm", "create", "twin", "--memory", "128", "--ip"]
     with host.node.start([*create, "192.0.2.71/24"]) as one, host.node.start([*create, "192.0.2.72/24"]) as other:
         ended = {one.wait(60): one, other.wait(60): other}
         assert set(ended) == {0, 4}, one.stderr + other.stderr

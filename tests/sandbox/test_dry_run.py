@@ -36,8 +36,8 @@ lab: two
 networks:
   lan: {parent: eth0, subnets: [{subnet: 192.0.2.0/24, range: 192.0.2.64/29}]}
 vms:
-  web: {image: tiny, memory: 96M, nics: [{network: lan, mac: "52:54:00:00:00:0a"}]}
-  off: {image: tiny, memory: 96M, start: false, autostart: true, nics: [{network: lan, mac: "52:54:00:00:00:0b", ip: none}]}
+  web: {image: tiny, memory: 128M, nics: [{network: lan, mac: "52:54:00:00:00:0a"}]}
+  off: {image: tiny, memory: 128M, start: false, autostart: true, nics: [{network: lan, mac: "52:54:00:00:00:0b", ip: none}]}
 endpoints:
   box: {network: lan, mac: "52:54:00:00:00:0e"}
   held: {network: lan, ip: 192.0.2.70, mac: "52:54:00:00:00:0f"}
@@ -45,7 +45,7 @@ shims:
 - {parent: eth0, to: ["192.0.2.77,52:54:00:00:00:77"]}
 """
 
-WEB = ("web", "--memory", "96", "--mac", "52:54:00:00:00:0a")
+WEB = ("web", "--memory", "128", "--mac", "52:54:00:00:00:0a")
 
 
 class Pair(NamedTuple):
@@ -131,9 +131,9 @@ def test_create_and_delete(pair: Pair) -> None:
     told = pair.follow("create", *WEB, "--ip", "192.0.2.11/24", "--ip", "2001:db8::11/64", "--autostart")
     assert "ip -6 neigh add proxy 2001:db8::2 dev mv-eth0" in told
     vepa = ("--mac", "52:54:00:00:00:0b", "--ip", "192.0.2.12/24", "--mode", "vepa", "--disk", "64M")
-    pair.follow("create", "second", "--memory", "96", *vepa)
+    pair.follow("create", "second", "--memory", "128", *vepa)
     nics = ("--nic", "mac=52:54:00:00:00:0c,ip=192.0.2.13/24", "--nic", "libvirt=inner")
-    pair.follow("create", "third", "--memory", "96", "--no-start", *nics)
+    pair.follow("create", "third", "--memory", "128", "--no-start", *nics)
     pair.follow("start", "third")
     pair.follow("delete", "web")
     pair.follow("delete", "--keep-disks", "second", "third")

@@ -428,7 +428,7 @@ def test_a_machine_and_an_endpoint_on_one_network(fresh_box: Sandbox) -> None:
     host.macvm("image", "build", "tiny")
     ranges = ("--ip-range", "192.0.2.64/28", "--ip-range", "2001:db8::40/124")
     host.macvm("network", "create", "lan", "--parent", "eth0", *ranges)
-    host.macvm("create", "web1", "--memory", "96", "--network", "lan", "--wait")
+    host.macvm("create", "web1", "--memory", "128", "--network", "lan", "--wait")
     machine = {one["address"] for one in host.show("web1")["nics"][0]["addresses"]}
     alice = set(addresses(create(host, "alice", "--network", "lan")))
     assert len(machine) == len(alice) == 2

@@ -204,7 +204,7 @@ print(json.dumps({
 
 
 def test_a_lab_is_an_api(host: KvmHost) -> None:
-    file = "lab: api\nvms: {api: {count: 2, image: tiny, memory: 96M, start: false, nics: [{network: net}]}}\n"
+    file = "lab: api\nvms: {api: {count: 2, image: tiny, memory: 128M, start: false, nics: [{network: net}]}}\n"
     file += "networks: {net: {subnets: [{subnet: 192.0.2.0/24, range: 192.0.2.80/29}]}}\n"
     host.node.run(["tee", "/run/exported/api.yaml"], input=file, check=True)
     before = host.json("list"), host.json("network", "list"), host.json("lab", "list")

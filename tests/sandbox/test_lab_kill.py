@@ -21,7 +21,7 @@ pytestmark = pytest.mark.xdist_group("lab kill")
 
 FILE = """
 lab: killed
-defaults: {image: tiny, memory: 96M, virt_type: qemu, ssh_keys: []}
+defaults: {image: tiny, memory: 128M, virt_type: qemu, ssh_keys: []}
 networks: {lan: {parent: eth0, subnets: [192.0.2.0/24]}}
 vms:
   off: {count: 3, start: false, nics: [{network: lan}]}

@@ -158,7 +158,7 @@ def test_two_hosts(two_hosts: Sandbox) -> None:
 
 def test_a_dozen_all_reached_from_the_host(host: KvmHost) -> None:
     host.clear()
-    file = "lab: dozen\nvms:\n  many: {count: 12, image: tiny, memory: 96M, nics: [{ip: 192.0.2.71/24}]}\n"
+    file = "lab: dozen\nvms:\n  many: {count: 12, image: tiny, memory: 128M, nics: [{ip: 192.0.2.71/24}]}\n"
     host.node.run(["tee", "/run/dozen.yaml"], input=file, check=True)
     with host.unchanged():
         host.macvm("lab", "up", "/run/dozen.yaml", "--wait", "--timeout", f"{PATIENCE}s", timeout=PATIENCE + 60)

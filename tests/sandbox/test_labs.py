@@ -22,7 +22,7 @@ from tests.sandbox.test_kill import DRIVER
 
 pytestmark = pytest.mark.xdist_group("labs")
 
-DEFAULTS = "defaults: {image: tiny, memory: 96M, virt_type: qemu, ssh_keys: []}\n"
+DEFAULTS = "defaults: {image: tiny, memory: 128M, virt_type: qemu, ssh_keys: []}\n"
 LAN = "networks: {lan: {parent: eth0, subnets: [192.0.2.0/24]}}\n"
 TWO = f"lab: two\n{DEFAULTS}{LAN}vms: {{web: {{count: 2, start: false, nics: [{{network: lan}}]}}}}\n"
 
@@ -191,14 +191,14 @@ def test_restart_and_recreate_only_where_they_are_said(lab: Lab) -> None:
     text = f"lab: again\n{DEFAULTS}{LAN}vms: {{web: {{nics: [{{network: lan}}]}}}}\n"
     lab.up("--wait", file=text)
     before, disk = pid(host, "web"), host.sh("stat -c %i /var/lib/macvm/machines/*/disk.qcow2")
-    larger = text.replace("memory: 96M", "memory: 128M")
+    larger = text.replace("memory: 128M", "memory: 160M")
     assert "needs --restart" in lab.up(file=larger, status=7)
     assert pid(host, "web") == before
     lab.up("--restart")
     assert lab.plan() == []
     assert pid(host, "web") != before
     assert host.sh("stat -c %i /var/lib/macvm/machines/*/disk.qcow2") == disk
-    assert "<memory unit='KiB'>131072</memory>" in host.sh("virsh dumpxml web")
+    assert "<memory unit='KiB'>163840</memory>" in host.sh("virsh dumpxml web")
     mac = host.show("web")["nics"][0]["mac"]
     other = larger.replace("ssh_keys: []", "ssh_keys: [], password: 'other'")
     assert "needs --recreate" in lab.up("--restart", file=other, status=7)
@@ -374,7 +374,7 @@ def files(draw: st.DrawFn) -> str:
             ):
                 nics.append(nic)
                 left.discard(nic)
-        memory = draw(st.sampled_from(["96M", "128M"]))
+        memory = draw(st.sampled_from(["128M", "160M"]))
         more = draw(st.sampled_from(["", ", labels: {role: x}", ", autostart: true", ", password: y", ", disk: 2G"]))
         machines += f"  {name}: {{start: false, memory: {memory}, nics: [{', '.join(nics)}]{more}}}\n"
     probe = draw(st.sampled_from(["", "endpoints: {probe: {network: lan}}\n", "endpoints: {probe: {network: two}}\n"]))

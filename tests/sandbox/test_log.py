@@ -130,7 +130,7 @@ def test_without_a_journal_it_is_syslog(host: KvmHost) -> None:
 
 
 def test_v_tells_the_steps_and_vv_the_calls_and_neither_a_password(host: KvmHost) -> None:
-    words = ("web", "--memory", "96", "--ip", "192.0.2.51/24", "--password", PASSWORD)
+    words = ("web", "--memory", "128", "--ip", "192.0.2.51/24", "--password", PASSWORD)
     quiet = host.macvm("create", *words)
     assert "step:" not in quiet.stderr
     host.macvm("delete", "--yes", "web")

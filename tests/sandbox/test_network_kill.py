@@ -18,7 +18,7 @@ pytestmark = pytest.mark.xdist_group("network kill")
 
 NETWORK = ("network", "create", "lab", "--parent", "eth1", "--subnet", "198.51.100.0/24", "--ip-range", "198.51.100.16/28",
            "--subnet", "2001:db8:1::/64", "--ip-range", "2001:db8:1::10/124")  # fmt: skip
-CREATE = ("create", "web2", "--memory", "96", "--network", "lab")
+CREATE = ("create", "web2", "--memory", "128", "--network", "lab")
 ATTACH = ("nic", "attach", "web1", "--mac", MAC, "--network", "lab")
 PLUG = ("nic", "attach", "web1", "--mac", MAC, "--ip", "192.0.2.21/24")
 SET = ("nic", "set", "web1", MAC, "--network", "lab", "--replug")
@@ -53,7 +53,7 @@ def host() -> Iterator[Node]:
                 "ip -n far address add 198.51.100.16/24 dev far1", "ip -n far link set far1 up")  # fmt: skip
         host.run(["bash", "-c", " && ".join(wire)], check=True)
         do(host, "image", "build", "tiny")
-        do(host, "create", "web1", "--memory", "96", "--ip", "192.0.2.11/24", "--wait")
+        do(host, "create", "web1", "--memory", "128", "--ip", "192.0.2.11/24", "--wait")
         yield host
 
 

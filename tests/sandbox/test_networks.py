@@ -387,7 +387,7 @@ def test_an_mtu_goes_with_the_network_it_came_from(lab: Lab) -> None:
 def test_gc_gives_back_what_virsh_took_away(lab: Lab) -> None:
     before = lab.same_but_conflicts()
     with lab.network_of("tiny", "--no-shim", "--subnet", "203.0.113.8/31"):
-        lab.macvm("create", "x", "--network", "tiny", "--memory", "96")
+        lab.macvm("create", "x", "--network", "tiny", "--memory", "128")
         lab.macvm("create", "y", "--network", "tiny", "--no-start")
         lab.sh("virsh destroy x; virsh undefine x; virsh undefine y")
         assert lab.held("tiny") == {"203.0.113.8": "x", "203.0.113.9": "y"}

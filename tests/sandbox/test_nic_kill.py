@@ -77,7 +77,7 @@ def host() -> Iterator[Node]:
         host = box.host(1)
         host.run(["bash", "-c", "ip link add eth1 type veth peer far1 && ip link set eth1 up && ip link set far1 up"])
         do(host, "image", "build", "tiny")
-        do(host, "create", "web1", "--memory", "96", "--ip", "192.0.2.11/24", "--wait")
+        do(host, "create", "web1", "--memory", "128", "--ip", "192.0.2.11/24", "--wait")
         yield host
 
 

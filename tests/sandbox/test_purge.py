@@ -98,7 +98,7 @@ def furnish(host: KvmHost) -> None:
     host.macvm("shim", "install", "eth0")
     host.macvm("hosts", "--write")
     host.sh(LEFT)
-    kill_at(host.node, "create:start:after", "create", "half", "--memory", "96", "--ip", "192.0.2.12/24")
+    kill_at(host.node, "create:start:after", "create", "half", "--memory", "128", "--ip", "192.0.2.12/24")
 
 
 def import_disk(host: KvmHost) -> None:
@@ -293,7 +293,7 @@ def test_nobody_is_interrupted(host: KvmHost) -> None:
     import_disk(host)
     host.macvm("network", "create", "lab", "--parent", "eth0", "--subnet", "192.0.2.0/24")
     driver = Path(__file__).with_name("failpoints.py")
-    words = ["pause=create:disk:before:1000", "--", "create", "web", "--memory", "96", "--network", "lab"]
+    words = ["pause=create:disk:before:1000", "--", "create", "web", "--memory", "128", "--network", "lab"]
     with host.node.start([sys.executable, driver, *words]) as working:
         asked = f'sqlite3 {STATE}/macvm.db "SELECT step FROM steps" | grep disk'
         host.sh(f"timeout 60 sh -c 'until {asked}; do sleep 0.1; done'")

@@ -173,7 +173,7 @@ def node() -> Iterator[Node]:
         node = box.host(1)
         for words in (
             ("image", "build", "tiny"),
-            ("create", "web1", "--memory", "96", "--firmware", "uefi", "--ip", "192.0.2.63/24"),
+            ("create", "web1", "--memory", "128", "--firmware", "uefi", "--ip", "192.0.2.63/24"),
         ):
             done = macvm(node, *words)
             assert done.returncode == 0, done.stderr
@@ -287,7 +287,7 @@ def test_what_fails_at_its_very_end_is_left_to_gc(node: Node, watched: Watched) 
 
 
 def test_one_of_several_fails(node: Node, watched: Watched) -> None:
-    assert macvm(node, "create", "web2", "--memory", "96", "--no-start", "--ip", "none").returncode == 0
+    assert macvm(node, "create", "web2", "--memory", "128", "--no-start", "--ip", "none").returncode == 0
     done = macvm(node, "reset", "--yes", "web1", "web2", fail="reset:seed:before")
     assert done.returncode == 7
     assert "error: only web2 reset: made to fail at reset:seed:before" in done.stderr

@@ -273,7 +273,7 @@ def speaker(host: KvmHost) -> Iterator[KvmHost]:
 
 def make_speaker(host: KvmHost, *words: str) -> tuple[str, str]:
     """MAC and device."""
-    host.macvm("create", "speaker", "--memory", "96", *words)
+    host.macvm("create", "speaker", "--memory", "128", *words)
     nic = host.show("speaker")["nics"][0]
     return nic["mac"], nic["device"]
 

@@ -90,7 +90,7 @@ def test_through_sudo_the_callers_keys_go_into_the_guest_and_their_files_are_the
     )
     key = member.sh(f"cat {home}/.ssh/id_ed25519.pub").split()[1]
     try:
-        made = ["macvm", "create", "mine", "--memory", "96", "--no-start", "--ip", "192.0.2.11/24", "-o", "json"]
+        made = ["macvm", "create", "mine", "--memory", "128", "--no-start", "--ip", "192.0.2.11/24", "-o", "json"]
         uuid = json.loads(member.node.run([*sudo, *made], check=True).stdout)["uuid"]
         seed = f"{STATE}/machines/{uuid}/seed.iso"
         assert member.sh(f"grep -ac '{key}' {seed}").strip() != "0"

@@ -132,7 +132,7 @@ def test_virsh_attaches_and_detaches_a_nic_behind_macvms_back(guest: KvmHost) ->
 
 def test_a_vepa_guest_is_reached_once_the_switch_sends_back(guest: KvmHost) -> None:
     """The switch tells nobody: it is asked again and again."""
-    guest.macvm("create", "away", "--memory", "96", "--ip", "192.0.2.62/24", "--mode", "vepa")
+    guest.macvm("create", "away", "--memory", "128", "--ip", "192.0.2.62/24", "--mode", "vepa")
     try:
         assert "192.0.2.62" not in guest.sh("ip route")
         until(guest, QUIET, "the kernel never has nothing to tell", 120)
@@ -148,7 +148,7 @@ def test_a_vepa_guest_is_reached_once_the_switch_sends_back(guest: KvmHost) -> N
 
 def test_a_guest_that_floods_fills_nothing_and_keeps_nobody_waiting(guest: KvmHost) -> None:
     flooding = guest.show("web1")["nics"][0]["mac"]
-    guest.macvm("create", "web2", "--memory", "96", "--ip", "none")
+    guest.macvm("create", "web2", "--memory", "128", "--ip", "none")
     other = guest.show("web2")["nics"][0]["mac"]
     try:
         with guest.node.start(["bash", "-c", f"while {say(guest, flooding, '192.0.2.128', 100)}; do :; done"]) as flood:
