@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from provisioner.actions import shims
 from provisioner.actions.parents import Links
-from provisioner.errors import Unable
 from provisioner.host import netlink, routing
 from provisioner.host.netlink import Link
 from provisioner.host.store import Store
@@ -51,10 +50,7 @@ class _Lacking:
         self.addresses = frozenset(self._lacking(store, parent, name, there)) if parent and parent.up else frozenset()
 
     def _lacking(self, store: Store, parent: Link, name: str, there: routing.HostRoutes) -> Iterator[bytes]:
-        try:
-            guests = shims.reached_behind(store, parent)
-        except Unable:
-            return  # who may not ask the switch about VEPA guests sees the rest
+        guests = shims.reached_behind(store, parent)
         has = there.ours.get(self.shim.index, {}) if self.shim else {}
         from provisioner.actions import shim_addresses  # of no use where nobody runs
 
