@@ -73,7 +73,7 @@ class KvmHost:
     def page(self, address: str, path: str = "", *, node: Node | None = None, seconds: int = 60, lines: int = 1) -> str:
         """What a guest serves, asked again and again until it does, and says that many lines."""
         url = f"http://{f'[{address}]' if ':' in address else address}/{path}"
-        ask = f'page=$(curl -sfg -m 2 {url}) && [ "$(wc -l <<< "$page")" -ge {lines} ]'
+        ask = f'page=$(curl -sfg -m 2 {url}) && [ -n "$page" ] && [ "$(wc -l <<< "$page")" -ge {lines} ]'
         loop = f'until {ask}; do sleep 0.2; done; echo "$page"'
         return self.sh(f"timeout {seconds} bash -c '{loop}'", node=node, timeout=seconds + 10)
 

@@ -44,6 +44,7 @@ def zoo(host: KvmHost) -> Iterator[None]:
                   "sources --parent eth0 --mode source --allow-source 52:54:00:00:00:01 --ip 192.0.2.65/24"):  # fmt: skip
         host.macvm("endpoint", "create", *words.split())
     yield
+    host.macvm("lab", "down", "zoo", "--yes")
     host.clear()
     host.macvm("endpoint", "delete", "pool", "one", "none", "sources")
     host.macvm("network", "delete", "lan", "quiet")

@@ -164,7 +164,7 @@ def test_a_dozen_all_reached_from_the_host(host: KvmHost) -> None:
         host.macvm("lab", "up", "/run/dozen.yaml", "--wait", "--timeout", f"{PATIENCE}s", timeout=PATIENCE + 60)
         everyone = " ".join(f"192.0.2.{number}" for number in range(71, 83))
         host.sh(f"for address in {everyone}; do ping -c1 -W20 $address || exit; done", timeout=PATIENCE)
-        (shown,) = host.json("lab", "list")
-        assert (shown["name"], shown["machines"], shown["running"]) == ("dozen", 12, 12)
+        shown = {one["name"]: (one["machines"], one["running"]) for one in host.json("lab", "list")}
+        assert shown["dozen"] == (12, 12)
         host.macvm("lab", "down", "dozen", "--yes")
     host.sh("rm /run/dozen.yaml")

@@ -24,7 +24,8 @@ COUNTER = """#!/bin/sh
 mount -t vfat /dev/vda1 /mnt
 echo boot >> /mnt/boots
 sync
-wc -l < /mnt/boots > /www/boots
+wc -l < /mnt/boots > /www/boots.new
+mv /www/boots.new /www/boots
 """
 
 MAC = "52:54:00:00:00:63"
