@@ -99,14 +99,17 @@ def test_only_root_installs(own: KvmHost) -> None:
     assert etc(own) == before
 
 
-#: An administrator's file that takes every link, and gives the host's addresses again.
+#: An administrator's file that takes the parent and what is on it, and gives the host's addresses again; those that are
+#: there twice then would never be found free.
 ALL_LINKS = """[Match]
-Name=*
+Name=eth* m*
 [Network]
 LinkLocalAddressing=no
 IPv6AcceptRA=no
 Address=192.0.2.2/24
+[Address]
 Address=2001:db8::2/64
+DuplicateAddressDetection=none
 [Route]
 Destination=198.51.100.0/24
 Gateway=192.0.2.1
