@@ -89,9 +89,11 @@ def pinned_source(parent: str, address: Address) -> Address | None:
     return source_for(address, netlink.addresses(netlink.get_link(parent).index))
 
 
-def find_shim(parent: Link) -> Link | None:
-    """macvm's shim on a parent, however the two are named by now."""
-    return next((link for link in netlink.links() if _is_shim(link) and link.lower == parent.index), None)
+def find_shim(parent: Link, there: Sequence[Link] | None = None) -> Link | None:
+    """macvm's shim on a parent, however the two are named by now. Here and below `there` are the host's links, for who
+    has looked already."""
+    on_it = (link for link in there or netlink.links() if link.lower == parent.index)
+    return next((link for link in on_it if _is_shim(link)), None)
 
 
 def with_shim(there: Iterable[Link]) -> list[Link]:
@@ -125,25 +127,30 @@ def reconcile(context: Context, parent: str) -> Outcome:
         _give_back(context, parent, [])
         return Outcome([], [])
     with context.lock(_lock_name(parent)):
-        guests = reached_behind(context.store, link)
+        there = netlink.links()
+        guests = reached_behind(context.store, link, there)
         own = netlink.addresses(link.index)
-        beyond = unreachable(own, guests)
+        want = wanted(own, guests)
+        beyond = {one: mac for one, mac in guests.items() if one not in want.routes}
         given = _given(context, link, own) if beyond else []
         routes = routing.HostRoutes.read()
         foreign = routes.foreign(guests)
-        theirs = {one.address.packed for one in foreign}
-        want = wanted(own, {one: mac for one, mac in guests.items() if one not in theirs} if theirs else guests, given)
-        shim, held = find_shim(link), set(context.store.others.held())
+        if given or foreign:
+            theirs = {one.address.packed for one in foreign}
+            want = wanted(own, {one: mac for one, mac in guests.items() if one not in theirs}, given)
+        # An address that the shim was given has made it.
+        shim, held = find_shim(link, None if given else there), set(context.store.others.held())
         if want:
             shim = _ensure_shim(link, shim)
             have = routing.read(shim, routes)
-            routing.change(shim, want - have, have - want, routes)
-        elif shim and (guests_on(context.store, link) or not held.isdisjoint(names_of(link))):
+            if want != have:
+                routing.change(shim, want - have, have - want, routes)
+        elif shim and (guests_on(context.store, link, there) or not held.isdisjoint(names_of(link, there))):
             routing.change(shim, ShimSet(), routing.read(shim, routes))
         elif shim:
             remove(shim)
         _give_back(context, parent, own)
-        return Outcome(unreachable(given, {one.address.packed: guests[one.address.packed] for one in beyond}), foreign)
+        return Outcome(unreachable(given, beyond), foreign)
 
 
 def _find_parent(parent: str) -> Link | None:
@@ -171,27 +178,29 @@ def _give_back(context: Context, parent: str, own: Sequence[Interface]) -> None:
         shim_addresses.give_back(context, parent, own)
 
 
-def reached_behind(store: Store, parent: Link) -> Guests:
+def reached_behind(store: Store, parent: Link, there: Sequence[Link] | None = None) -> Guests:
     """Of `guests_on`, those that a shim reaches: none in private or passthrough mode, which may be heard all the same,
     and what it sends to a VEPA guest goes by way of the switch."""
-    guests = guests_on(store, parent)
-    away = out_of_reach(modes_behind(store, parent), parent, set(guests.values())) if guests else set()
+    there = there or netlink.links()
+    guests = guests_on(store, parent, there)
+    away = out_of_reach(modes_behind(store, parent, there), parent, set(guests.values())) if guests else set()
     return {one: mac for one, mac in guests.items() if mac not in away} if away else guests
 
 
 def out_of_reach(modes: Mapping[bytes, MacvtapMode], parent: Link, macs: Collection[bytes]) -> set[bytes]:
     """Those of the MACs that no shim of the parent reaches. The switch is asked only where it matters."""
-    away = {mac for mac in macs if mac in modes and not reaches_host(modes[mac])}
-    vepa = {mac for mac in macs if modes.get(mac) is MacvtapMode.VEPA}
+    here = {mac: mode for mac, mode in modes.items() if mac in macs}
+    away = {mac for mac, mode in here.items() if not reaches_host(mode)}
+    vepa = {mac for mac, mode in here.items() if mode is MacvtapMode.VEPA}
     return away | vepa if vepa and not _sends_back(parent) else away
 
 
-def modes_behind(store: Store, parent: Link) -> dict[bytes, MacvtapMode]:
+def modes_behind(store: Store, parent: Link, there: Sequence[Link] | None = None) -> dict[bytes, MacvtapMode]:
     """Modes of the guests on a parent by their packed MACs: as the kernel has them, else as they were told. One that is
     not there is in mode bridge, or none of libvirt's."""
     told = [mode for mode in MacvtapMode if mode is not MacvtapMode.BRIDGE]
     found: dict[str, MacvtapMode] = {mac: mode for mode in told for mac in store.macs_told(mode)}
-    for link in netlink.links():
+    for link in there or netlink.links():
         if link.lower == parent.index and link.mode in _MODES:
             found[link.mac] = _MODES[link.mode]
     return {packed_mac(mac): mode for mac, mode in found.items()}
@@ -208,18 +217,18 @@ def _sends_back(parent: Link) -> bool:
         return True
 
 
-def names_of(parent: Link) -> list[str]:
+def names_of(parent: Link, there: Sequence[Link] | None = None) -> list[str]:
     """What the store, and libvirt's XML, may know a parent by: one that was renamed by its old name too, which the shim
     on it keeps."""
-    there = netlink.links()
+    there = there or netlink.links()
     now = [link.name for link in there if link.index == parent.index]
     before = [link.alias.removeprefix(_ALIAS) for link in there if _is_shim(link) and link.lower == parent.index]
     return list(dict.fromkeys((parent.name, *now, *before)))
 
 
-def guests_on(store: Store, parent: Link) -> Guests:
+def guests_on(store: Store, parent: Link, there: Sequence[Link] | None = None) -> Guests:
     """`guests_behind` each name of a parent."""
-    first, *others = [guests_behind(store, name) for name in names_of(parent)]
+    first, *others = [guests_behind(store, name) for name in names_of(parent, there)]
     for more in others:
         first = more | first
     return first
