@@ -167,6 +167,7 @@ def test_v_tells_the_steps_of_what_has_no_machine(host: KvmHost) -> None:
     assert "write /etc/systemd/system/macvm-shims.service" in steps("shim", "install")
     host.macvm("shim", "uninstall")
     assert "shim mv-eth0 goes" in steps("shim", "down")
+    host.macvm("shim", "forget", "192.0.2.77")
 
 
 def test_what_a_domain_keeps_secret_is_not_told(host: KvmHost) -> None:
