@@ -94,6 +94,6 @@ def _find_device(context: Context, uuid: str, mac: Mac) -> str:
         return ""
     if machine is None:
         raise _Gone
-    if machine.state in ("off", "crashed"):
+    if not machine.runs:
         return ""
     return next((nic.device for nic in machine.nics if nic.mac == mac), "")

@@ -35,7 +35,7 @@ from provisioner.model.domain_xml.nics import (
     with_source,
     without_alias,
 )
-from provisioner.model.found import FoundMachine, FoundNic
+from provisioner.model.found import OFF, FoundMachine, FoundNic
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
 from provisioner.model.nic import Address, Addressing, Nic
@@ -201,7 +201,7 @@ def _steps(
         with work.step("saved"):
             undo.then(lambda: _update(context, machine, old[1], live=False))
             _update(context, machine, with_source(old[1], plan.after.parent, plan.after.mode), live=False)
-    still_runs = not plan.live and machine.state not in ("off", "crashed")
+    still_runs = not plan.live and machine.runs
     if plan.before.mode is MacvtapMode.PASSTHROUGH and plan.after.wiring != plan.before.wiring and not still_runs:
         undo.then(lambda: passthrough.take(context, machine.uuid, plan.before.parent, plan.before.mode))
         passthrough.give_back(context, machine.uuid, plan.before.parent)
@@ -299,7 +299,7 @@ def put_back(
 
 def _restore_running(context: Context, machine: FoundMachine, mac: Mac, old: str) -> None:
     found = next((nic for nic in context.hypervisor.get(machine.uuid).nics if nic.mac == mac), None)
-    if found is None or context.hypervisor.state(machine.uuid) in ("off", "crashed"):
+    if found is None or context.hypervisor.state(machine.uuid) in OFF:
         return
     _update(context, machine, with_link(_now(context, machine, mac), link_of(old)), live=True)
     if found.mode in _LIVE_MODES and found.device:

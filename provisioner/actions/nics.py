@@ -34,7 +34,7 @@ class Scope(enum.Enum):
 
     def halves(self, machine: FoundMachine, persistent: bool) -> tuple[bool, bool]:
         """Whether the running machine changes, and whether its definition does. Raises Usage where that cannot be."""
-        running = machine.state not in ("off", "crashed")
+        running = machine.runs
         if self is Scope.LIVE and not running:
             raise Usage(f"{machine.name} is off: there is nothing live to change", "leave --live out, or start it")
         if self is Scope.CONFIG and not persistent:
@@ -101,7 +101,7 @@ def report(
     old: Sequence[Interface] = (),
 ) -> NicChange:
     """What became of a NIC whose guest had the `old` addresses."""
-    running = machine.state not in ("off", "crashed")
+    running = machine.runs
     reason = "only the definition was changed" if running else f"{machine.name} is off"
     if live:
         reason = guest.apply_now(context, machine, nic, old)

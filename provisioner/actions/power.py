@@ -139,7 +139,7 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
     Raises NotFound, HypervisorFailed, TimeUp when guests do not go within `timeout` seconds.
     """
     machines = [context.hypervisor.get(name) for name in names]
-    running = [machine for machine in machines if machine.state not in ("off", "crashed")]
+    running = [machine for machine in machines if machine.runs]
     if force:
         for machine in running:
             context.hypervisor.destroy(machine.uuid, machine.name)

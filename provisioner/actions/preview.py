@@ -203,14 +203,10 @@ def start(context: Context, names: Sequence[str], *, stopped: bool = False) -> l
 
 
 def stop(context: Context, names: Sequence[str]) -> list[str]:
-    lines, machines = [], [machine for machine in _machines(context, names) if _runs(machine)]
+    lines, machines = [], [machine for machine in _machines(context, names) if machine.runs]
     lines += [f"virsh shutdown --mode acpi {machine.name}" for machine in machines]
     lines += [script.waiting_off(machine.name) for machine in machines]
     return lines + _forgetting_lines(context, machines)
-
-
-def _runs(machine: FoundMachine) -> bool:
-    return machine.state not in ("off", "crashed")
 
 
 def _forgetting_lines(context: Context, machines: Sequence[FoundMachine]) -> list[str]:
@@ -219,7 +215,7 @@ def _forgetting_lines(context: Context, machines: Sequence[FoundMachine]) -> lis
 
 
 def cut(context: Context, names: Sequence[str]) -> list[str]:
-    machines = [machine for machine in _machines(context, names) if _runs(machine)]
+    machines = [machine for machine in _machines(context, names) if machine.runs]
     return [*(f"virsh destroy {machine.name}" for machine in machines), *_forgetting_lines(context, machines)]
 
 
@@ -255,7 +251,7 @@ def delete(
     for machine in machines:
         if machine.marks is None:
             raise Unable(f"{machine.name} was not made by macvm", f"virsh undefine {machine.name}")
-        if _runs(machine):
+        if machine.runs:
             lines.append(f"virsh destroy {machine.name}")
         lines.append(f"{_UNDEFINE} {machine.name}")
         paths = store.files_of(machine.uuid) if store else []

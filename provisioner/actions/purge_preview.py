@@ -16,12 +16,10 @@ from provisioner.host import hosts_file, links, netns
 from provisioner.model import hosts
 from provisioner.model.sizes import human_size
 
-_OFF = ("off", "crashed")
-
 
 def summary(context: Context, traces: Traces) -> Iterator[str]:
     """A line for each kind of thing that goes, with names and counts."""
-    machines = [one.name + ("" if one.state in _OFF else " (its power is cut)") for one in traces.machines]
+    machines = [one.name + ("" if not one.runs else " (its power is cut)") for one in traces.machines]
     endpoints = [*traces.endpoints, *(stray.name for stray in traces.strays)]
     yield from _line("VM", machines)
     yield from _line("endpoint", endpoints)
@@ -64,7 +62,7 @@ def _lines(context: Context, traces: Traces) -> Iterator[str]:
     if traces.hosts_block:
         yield f"sed -i '/^{hosts.BEGIN}$/,/^{hosts.END}$/d' {hosts_file.PATH}"
     for machine in traces.machines:
-        yield from [] if machine.state in _OFF else [f"virsh destroy {machine.name}"]
+        yield from [] if not machine.runs else [f"virsh destroy {machine.name}"]
         # A machine that is not saved is gone with its power.
         if context.hypervisor.is_persistent(machine.uuid):
             flags = "--managed-save --snapshots-metadata --checkpoints-metadata --nvram"

@@ -19,8 +19,6 @@ from provisioner.model import hosts
 from provisioner.model.found import FoundMachine
 from provisioner.model.shim import ShimSet
 
-_OFF = ("off", "crashed")
-
 
 class Machines(NamedTuple):
     """`ours` are those that macvm made and keeps in this state directory, `others` all the rest; `problem` where
@@ -134,7 +132,7 @@ class _Look:
 
     def _owners(self) -> tuple[list[str], list[str]]:
         """For whose sake something goes back now; and in words, what a VM that stays and runs still needs."""
-        running = {one.uuid: one.name for one in self._staying() if one.state not in _OFF}
+        running = {one.uuid: one.name for one in self._staying() if one.runs}
         now, later = list[str](), list[str]()
         for owner in self._store.rememberers() if self._store else ():
             if self._unknown or owner in running:

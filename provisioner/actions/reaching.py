@@ -28,8 +28,6 @@ _MOST = 64
 #: linux/neighbour.h: entries that somebody set by hand, or that need no answer, say nothing about who is there.
 _NUD_NOARP, _NUD_PERMANENT = 0x40, 0x80
 
-_OFF = ("off", "crashed")
-
 
 class Tables(NamedTuple):
     """The host's own tables, read once for any number of machines. `ages`: seconds since a neighbour was there, by its
@@ -82,10 +80,10 @@ def addresses_of(context: Context, machine: MachineView, tables: Tables) -> tupl
     Leases first, macvm's and then those of libvirt's own networks, what the guest's agent says next, and last what the
     host's neighbour table has under the NIC's MAC.
     """
-    running = machine.kind == "machine" and machine.state not in (*_OFF, "unknown")
+    running = machine.kind == "machine" and machine.runs and machine.state != "unknown"
     leased = _libvirt_leases(context, machine) if running else {}
     said = _agent_says(context, machine) if running else {}
-    heard = _neighbours(tables) if machine.state not in _OFF else {}
+    heard = _neighbours(tables) if machine.runs else {}
     found = []
     for nic in machine.nics:
         sources = (nic.addresses, leased.get(nic.mac, ()), said.get(nic.mac, ()), heard.get(nic.mac, ()))
@@ -218,7 +216,7 @@ def why_none(context: Context, machine: MachineView, reached: Reached) -> tuple[
     none = f"no address of {name} is known"
     if not machine.nics:
         return f"{none}: it has no NIC", f"give it one: macvm nic attach {name}"
-    if machine.state in _OFF:
+    if not machine.runs:
         return f"{none}: it is {machine.state}", f"macvm start {name}, then: macvm ip {name} --wait"
     if machine.kind == "endpoint":
         return f"{none}: it was made without one", f"macvm endpoint exec {name} -- ip address"

@@ -19,7 +19,7 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError, PartlyDone, Problems, Taken, Unable
 from provisioner.host import disks, seeds
 from provisioner.host.journal import Unfinished, Work
-from provisioner.model.found import FoundMachine
+from provisioner.model.found import OFF, FoundMachine
 from provisioner.model.instance import instance_of, next_instance, with_instance
 
 #: What a machine's folder may hold that is changed for new.
@@ -37,7 +37,7 @@ class ResetPlan(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        return self.machine.state not in ("off", "crashed")
+        return self.machine.runs
 
     @property
     def disk(self) -> Path:
@@ -222,7 +222,7 @@ def _put_back(context: Context, machine: FoundMachine, work: Work, *, runs: bool
             _old(path).rename(path)
         _remove(context, machine.uuid, [_new(folder / name) for name in _FILES])
         _disown(context, [_old(folder / name) for name in _FILES])
-        if runs and context.hypervisor.state(machine.uuid) in ("off", "crashed"):
+        if runs and context.hypervisor.state(machine.uuid) in OFF:
             power.start(context, [machine.uuid])
 
 

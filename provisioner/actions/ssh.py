@@ -51,7 +51,7 @@ def target(context: Context, name: str, user: str | None, key: Path | None) -> T
     machine, reached = reaching.look(context, name)
     if machine.kind == "endpoint":
         raise Usage(f"{name} is an endpoint, which serves no ssh", f"macvm endpoint exec {name} -- COMMAND")
-    if machine.state in ("off", "crashed"):
+    if not machine.runs:
         raise MacvmError(f"{name} is {machine.state}", f"macvm start {name}")
     if reached.address is None:
         raise reaching.NoAddress(*reaching.why_none(context, machine, reached))
@@ -94,7 +94,7 @@ def _chosen(context: Context, names: Sequence[str]) -> list[tuple[MachineView, R
     if names:
         return [_get(context, name) for name in dict.fromkeys(names)]
     running = [found for found in reaching.look_at_all(context) if found[0].kind == "machine"]
-    return [(machine, reached) for machine, reached in running if machine.state not in ("off", "crashed")]
+    return [(machine, reached) for machine, reached in running if machine.runs]
 
 
 def _get(context: Context, name: str) -> tuple[MachineView, Reached]:

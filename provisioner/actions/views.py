@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import HypervisorFailed, NotFound
-from provisioner.model.found import FoundMachine, FoundNic
+from provisioner.model.found import OFF, FoundMachine, FoundNic
 from provisioner.model.names import printable
 
 if TYPE_CHECKING:
@@ -61,6 +61,11 @@ class MachineView(NamedTuple):
     made_by_macvm: bool
     kind: str = "machine"
     firmware: str | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a guest; one of unknown state is taken to be."""
+        return self.state not in OFF
 
 
 class Listing(NamedTuple):
@@ -193,7 +198,7 @@ def _known(
     machine: FoundMachine, leases: dict[str, list[Lease]], heard: dict[str, list[Heard]]
 ) -> dict[str, list[AddressView]]:
     """Addresses by MAC: leases, and what a guest that runs was heard to have beside them."""
-    runs, found = machine.state not in ("off", "crashed"), dict[str, list[AddressView]]()
+    runs, found = machine.runs, dict[str, list[AddressView]]()
     for nic in machine.nics:
         held = [AddressView(one.address, "lease", one.since) for one in leases.get(nic.mac, ())]
         leased = {one.address for one in held}

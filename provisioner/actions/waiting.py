@@ -108,7 +108,7 @@ class Waiting:
             who = "; ".join(f"{machine.name} ({', '.join(map(str, _candidates(one)))})" for machine, one in known)
             said.append(f"no answer{' of an SSH server' if what == 'ssh' else ''} within {timeout:g} s from {who}")
             machine, reached = known[0]
-            if machine.state in ("off", "crashed"):
+            if not machine.runs:
                 hints.append(f"it is {machine.state}: macvm start {machine.name}")
             elif any(one.reachable for one in reached.addresses):
                 see = (

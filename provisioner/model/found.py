@@ -11,6 +11,9 @@ from typing import NamedTuple
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac
 
+#: States of a machine without a guest.
+OFF = ("off", "crashed")
+
 #: The wish of a machine that `create` made from a template.
 TEMPLATE = "template=own"
 
@@ -61,3 +64,8 @@ class FoundMachine(NamedTuple):
     defined: bool = True
     boot: tuple[str, str, str] | None = None
     vnc: tuple[str, str] | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is a guest, be it paused."""
+        return self.state not in OFF

@@ -62,7 +62,7 @@ def _listed(name: str, stored: StoredLab | None, things: Sequence[Thing], found:
         name=name,
         path=stored.path if stored else "",
         machines=len(found),
-        running=sum(machine.state not in ("off", "crashed") for machine in found),
+        running=sum(machine.runs for machine in found),
         networks=sum(thing.kind == "network" for thing in things),
         endpoints=sum(thing.kind == "endpoint" for thing in things),
         since=stored.since if stored else "",

@@ -61,9 +61,8 @@ def look(context: Context, lab: str | None, key: Path | None) -> Inventory:
         found = [pair for pair in found if pair[0].lab == lab]
         if not found:
             raise NotFound(f"no VM is of a lab {printable(lab, 70)}", "`macvm lab list` shows all there are")
-    off = ("off", "crashed")
-    notes = [f"left out: {machine.name} is {machine.state}" for machine, _ in found if machine.state in off]
-    config = ssh.config_of(context, [pair for pair in found if pair[0].state not in off], key)
+    notes = [f"left out: {machine.name} is {machine.state}" for machine, _ in found if not machine.runs]
+    config = ssh.config_of(context, [pair for pair in found if pair[0].runs], key)
     machines = {machine.name: machine for machine, _ in found}
     hosts = {to.name: _variables(to) for to in config.targets}
     return Inventory(hosts, _groups([machines[name] for name in hosts]), (*notes, *config.notes))

@@ -74,7 +74,7 @@ class RealMachine(NamedTuple):
 
     @property
     def runs(self) -> bool:
-        return _runs(self.now)
+        return self.now.runs
 
 
 class RealEndpoint(NamedTuple):
@@ -178,14 +178,10 @@ def _nics(
 ) -> tuple[RealNic, ...]:
     live, kept = ({nic.mac: nic for nic in machine.nics} for machine in (now, saved))
     found = (_nic(mac, live.get(mac), kept.get(mac), told.get(mac, ""), modes) for mac in {**kept, **live})
-    if not _runs(now):
+    if not now.runs:
         return tuple(found)
     gone = {nic.mac for nic in now.nics if nic.kind == "direct" and nic.device and nic.device not in modes}
     return tuple(nic._replace(link="gone") if nic.mac in gone else nic for nic in found)
-
-
-def _runs(machine: FoundMachine) -> bool:
-    return machine.state not in ("off", "crashed")
 
 
 def _nic(mac: Mac, live: FoundNic | None, saved: FoundNic | None, told: str, modes: Mapping[str, str]) -> RealNic:

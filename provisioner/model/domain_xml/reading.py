@@ -47,8 +47,9 @@ def _vcpus(root: Element) -> int:
 
 
 def _boot(root: Element) -> tuple[str, str, str] | None:
-    kernel, initrd, cmdline = (root.findtext(f"os/{tag}") or "" for tag in ("kernel", "initrd", "cmdline"))
-    return (kernel, initrd, cmdline) if kernel else None
+    if not (kernel := root.findtext("os/kernel")):
+        return None
+    return kernel, root.findtext("os/initrd") or "", root.findtext("os/cmdline") or ""
 
 
 def _vnc(root: Element) -> tuple[str, str] | None:
