@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -12,14 +13,15 @@ from tests.sandbox.conftest import make_sandbox
 from tests.sandbox.kvm_host import KvmHost, assert_same
 from tests.sandbox.test_install import etc
 
-#: Of each domain, as it runs and as it is saved; what libvirt numbers or names after those numbers left out.
+#: Of each domain, as it runs and as it is saved.
 _DOMAINS = r"""
-for name in $(virsh list --all --name); do
-    echo "$name: $(virsh domstate "$name") $(virsh dominfo "$name" | grep Autostart)"
-    (virsh dumpxml "$name"; virsh dumpxml --inactive "$name") | sed -E -e "s/ id='[0-9]+'//; s#/dev/pts/[0-9]+#/dev/pts/N#g" \
-        -e 's/domain-[0-9]+-/domain-N-/; s/ index=.[0-9]+.//' | sed "s/^/$name /"
-done
+asked=$(virsh list --all --name | sed -nE 's/(.+)/echo "# \1"; domstate \1; dominfo \1; dumpxml \1; dumpxml --inactive \1;/p')
+[ -z "$asked" ] || virsh "$asked"
 """
+#: What libvirt numbers, or names after those numbers, and of `dominfo` all but whether it starts by itself.
+_NUMBERS = re.compile(
+    r"(?m) id='[0-9]+'|(?<=/dev/pts/)[0-9]+|(?<=domain-)[0-9]+(?=-)| index='[0-9]+'|^(?!Autostart)[A-Z][^<\n]*: .*$"
+)
 _MAC = re.compile(r"(?<=mac address=.)52(?::[0-9a-f]{2}){5}")
 _SEEDS = r"""
 for seed in $(find /var/lib/macvm/machines -name seed.iso); do
@@ -58,13 +60,13 @@ class Pair(NamedTuple):
     def follow(self, *words: str) -> str:
         """Changes both. Returns the lines."""
         told = self.first.macvm(*words, "--dry-run").stdout
-        uuids = [uuids_of(host) for host in self[:2]]
-        macs = macs_of(self.first)
+        before = [domains_of(host) for host in self[:2]]
+        uuids, macs = [uuids_of(domains) for domains in before], macs_of(before[0])
         self.first.macvm("--yes", *words)
         lines = "\n".join(line for line in told.splitlines() if not line.startswith("#"))
         for name, uuid in uuids[0].items():
             lines = lines.replace(uuid, uuids[1][name])
-        chosen = [mac for mac in macs_of(self.first) if mac not in (*macs, *words)]
+        chosen = [mac for mac in macs_of(domains_of(self.first)) if mac not in (*macs, *words)]
         foreseen = [mac for mac in dict.fromkeys(_MAC.findall(lines)) if mac not in (*macs, *words)]
         said = {*foreseen} & {*chosen}
         pairs = ([mac for mac in found if mac not in said] for found in (foreseen, chosen))
@@ -79,24 +81,31 @@ class Pair(NamedTuple):
         return told
 
     def assert_alike(self) -> None:
-        states = [state_of(host) for host in self[:2]]
+        with ThreadPoolExecutor(2) as pool:
+            states = list(pool.map(state_of, self[:2]))
         for state in states:
             state["seeds"] = [] if self.anew else state["seeds"]
         assert_same(*states)
 
 
-def macs_of(host: KvmHost) -> list[str]:
-    return [nic["mac"] for nic in host.json("nic", "list")]
+def domains_of(host: KvmHost) -> dict[str, str]:
+    """What libvirt says of each, by its name."""
+    sections = re.split(r"(?m)^# (.+)\n", host.sh(_DOMAINS))
+    return dict(sorted(zip(sections[1::2], sections[2::2], strict=True)))
 
 
-def uuids_of(host: KvmHost) -> dict[str, str]:
-    rows = host.sh("virsh list --all --uuid --name").split()
-    return dict(zip(rows[1::2], rows[::2], strict=True))
+def macs_of(domains: dict[str, str]) -> list[str]:
+    return list(dict.fromkeys(mac for text in domains.values() for mac in _MAC.findall(text)))
+
+
+def uuids_of(domains: dict[str, str]) -> dict[str, str]:
+    return {name: text.split("<uuid>")[1].split("</uuid>")[0] for name, text in domains.items()}
 
 
 def state_of(host: KvmHost) -> dict[str, list[str]]:
     """What `KvmHost.state` has, but for the store, which no line writes to, and for libvirt's and the kernel's numbers."""
-    found = {**host.state(), "domains": host.sh(_DOMAINS).splitlines()}
+    domains = {name: _NUMBERS.sub("", text).splitlines() for name, text in domains_of(host).items()}
+    found = {**host.state(), "domains": [f"{name} {line}" for name, lines in domains.items() for line in lines]}
     del found["rows"], found["taps"]
     # With which a host tells whether a lab's file says something else than before.
     found["files"] = [line for line in found["files"] if "/labs.key " not in line]
