@@ -21,7 +21,7 @@ from provisioner.actions.views import MachineView, NicView
 from provisioner.context import Context
 from provisioner.errors import MacvmError
 from provisioner.host import hearing, netlink
-from provisioner.host.hearing import Heard
+from provisioner.host.dissecting import Heard
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address
 

@@ -247,7 +247,7 @@ def _now(context: Context, machine: FoundMachine, mac: Mac) -> str:
 
 def plug_back(context: Context, machine: FoundMachine, mac: Mac, old: str, parent: str) -> None:
     """Puts a NIC back as it was before a replug to `parent`, whatever is there now. Off, or as it was, is fine."""
-    if context.hypervisor.state(machine.uuid) in (None, "off", "crashed"):
+    if not context.hypervisor.runs(machine.uuid):
         return
     now = _now(context, machine, mac)
     if now and same_source(now, old):

@@ -75,7 +75,7 @@ def remove_saved(context: Context, machine: FoundMachine, mac: Mac) -> None:
 
 def detach_running(context: Context, machine: FoundMachine, mac: Mac, timeout: float) -> bool:
     """True when the guest has let go, which is looked at, not believed. Gone already is fine, and so is power off."""
-    if context.hypervisor.state(machine.uuid) in (None, "off", "crashed"):
+    if not context.hypervisor.runs(machine.uuid):
         return True
     found = find_nic_xml(context.hypervisor.live_definition(machine.uuid), mac)
     if found is None:

@@ -153,7 +153,7 @@ def stop(context: Context, names: Sequence[str], *, timeout: float, force: bool)
             for machine in left:
                 context.hypervisor.shutdown(machine.uuid, machine.name)
         time.sleep(0.1)
-        left = [machine for machine in left if context.hypervisor.state(machine.uuid) not in (None, "off", "crashed")]
+        left = [machine for machine in left if context.hypervisor.runs(machine.uuid)]
         if left and time.monotonic() >= deadline:
             who = ", ".join(machine.name for machine in left)
             hint = f"wait longer with --timeout, or cut the power: macvm stop --force {' '.join(m.name for m in left)}"

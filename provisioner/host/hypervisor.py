@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
 from provisioner.host import log
-from provisioner.model.found import FoundMachine
+from provisioner.model.found import OFF, FoundMachine
 from provisioner.model.names import printable
 
 # Its symbols are bound when they are called, not all of them at once: 1.6 ms of every command.
@@ -275,6 +275,10 @@ class Hypervisor:
                 if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                     return None
                 raise
+
+    def runs(self, uuid: str) -> bool:
+        """False too where there is no such domain. Raises HypervisorFailed."""
+        return self.state(uuid) not in (None, *OFF)
 
     def networks(self) -> dict[str, bool]:
         """Names of libvirt's own networks, and whether each is active."""

@@ -23,7 +23,8 @@ import pytest
 
 from provisioner.errors import Unable
 from provisioner.host import hearing, namespaces, wire
-from provisioner.host.hearing import Heard, LinkGone, Listener
+from provisioner.host.dissecting import Heard
+from provisioner.host.hearing import LinkGone, Listener
 from tests.conftest import Require
 from tests.netns.conftest import ip
 from tests.netns.test_wire import Elsewhere, other_namespace

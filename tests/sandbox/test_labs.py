@@ -138,6 +138,7 @@ def test_what_is_lost_behind_macvm_shows_and_comes_back(lab: Lab) -> None:
     # To the second NIC's address the host never has a route: it has none of its own there to speak from.
     host, only = lab.host, "vms: {web: {nics: [{ip: 192.0.2.11/24}, {ip: 203.0.113.9/24}]}}\n"
     lab.up(file=f"lab: lost\n{DEFAULTS}{only}")
+    host.page("192.0.2.11", seconds=120)  # one that still boots lets go of no NIC
     first = pid(host, "web")
     nic, _ = host.show("web")["nics"]
     for lose, change in (

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from provisioner.host import frames, hearing
-from provisioner.host.hearing import Heard, parse
+from provisioner.host.dissecting import Heard, parse
 from tests.unit.test_wire import arp, neighbour
 
 GUEST, OTHER, SERVER = (f"52:54:00:00:00:{end}" for end in ("77", "78", "01"))
