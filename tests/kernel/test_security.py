@@ -31,9 +31,15 @@ _THEIRS = """
 mkdir -m 755 /data
 qemu-img create -q -f qcow2 /data/base.foo 8M
 qemu-img create -q -f qcow2 -b /data/base.foo -F qcow2 /data/over.foo
-virt-install --name theirs --memory 64 --vcpus 1 --virt-type qemu --import --osinfo generic --graphics none \
-  --network none --controller usb,model=none --disk path=/data/over.foo,format=qcow2 --print-xml >/tmp/theirs.xml
-virsh -q define /tmp/theirs.xml
+virsh -q define /dev/stdin <<'END'
+<domain type='qemu'>
+  <name>theirs</name><memory unit='MiB'>64</memory><os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <devices>
+    <controller type='usb' model='none'/>
+    <disk type='file'><driver name='qemu' type='qcow2'/><source file='/data/over.foo'/><target dev='vda'/></disk>
+  </devices>
+</domain>
+END
 """
 
 
@@ -67,11 +73,11 @@ def test_confined_machines_and_what_they_are_denied(as_root: None) -> None:
 def _works(host: KvmHost) -> None:
     boot = ["--kernel", "/srv/kernel", "--initrd", "/srv/kernel", "--memory", "64"]
     host.macvm("create", "web1", "--image", "empty", *boot, "--ip", "192.0.2.11/24", "--no-probe")
-    uuid = host.show("web1")["uuid"]
+    uuid = host.sh("virsh -q domuuid web1").strip()
     confined = "cat /proc/$(cat /run/libvirt/qemu/web1.pid)/attr/current"
     assert host.sh(confined) == f"libvirt-{uuid} (enforce)\n"
     host.macvm("nic", "attach", "web1", "--ip", "none", "--live")
-    assert len(host.show("web1")["nics"]) == 2
+    assert len(host.sh("virsh -q domiflist web1").strip().splitlines()) == 2
     host.sh("timeout 60 sh -c 'until grep -q k /var/log/libvirt/qemu/web1-serial.log; do sleep 0.1; done'")
     assert host.sh(f"dmesg | grep 'DENIED.*libvirt-{uuid}' || true") == ""
 
