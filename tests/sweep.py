@@ -59,8 +59,13 @@ def at_random_moments(count: int) -> str:
         host.run(["macvm", "image", "build", "tiny"], check=True)
         before = state_of(host)
         for number in range(count):
-            kill_once(host, random.uniform(0, 0.7))
-            left += state_of(host) != before
+            after = random.uniform(0, 0.7)
+            kill_once(host, after)
+            try:
+                assert_same(before, state_of(host))
+            except AssertionError as error:
+                left += 1
+                print(f"killed after {after:.3f} s: {error}", flush=True)
             print(f"kill {number + 1} of {count}: {left} left something", flush=True)
     return f"create killed at random moments of 0 to 0.7 s, {count} times: {left} left something after gc."
 

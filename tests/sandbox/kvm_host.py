@@ -20,15 +20,16 @@ NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
 NOBODY += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search"]
 
 #: All that macvm might leave, a section a line of `#`. Left out: what libvirt keeps (each domain's log, its cache, its
-#: empty folder for autostart), the neighbours that the kernel learns and forgets by itself, the number that the
-#: store gives to its next journal row, and when an image was built last.
+#: empty folder for autostart, one in which it asks a QEMU what that can), the neighbours that the kernel learns and
+#: forgets by itself, the number that the store gives to its next journal row, and when an image was built last.
 _SNAPSHOT = rf"""
 echo '#links'; ip -d -o link | sed -E 's/^[0-9]+: //; s/ state [A-Z]+//'
 echo '#addresses'; ip -o address | sed -E 's/^[0-9]+: //'
 echo '#routes'; ip -4 route show table all; ip -6 route show table all
 echo '#neighbours'; ip neigh show nud permanent; ip neigh show proxy; ip neigh | grep -E '^[^f].* dev m[tv]-'
 echo '#files'; find {STATE} /var/lib/libvirt /etc/libvirt /var/log/libvirt /run/libvirt /run/macvm* \
-  ! -name 'macvm.db*' ! \( -path '/var/log/libvirt/qemu/*.log' ! -name '*-serial.log' \) ! -path '*/cache/*' ! -path '*/dbus*' ! -path '*/qemu/autostart' \
+  ! -name 'macvm.db*' ! \( -path '/var/log/libvirt/qemu/*.log' ! -name '*-serial.log' \) ! -path '*/cache/*' \
+  ! -path '*/dbus*' ! -path '*/qemu/autostart' ! -path '*/qemu/qmp-*' \
   -printf '%p %y %m %U %G\n' 2>/dev/null
 find {STATE} -name 'macvm.db' -printf '%p %m\n'
 echo '#domains'; virsh list --all --uuid --name
