@@ -1,5 +1,6 @@
-"""macvm killed or failing at every step of creating, attaching and changing on a network whose next address the LAN has:
-afterwards nothing holds an address and no link is left to ask from, or all is as it was."""
+"""macvm killed at every step of creating, attaching and changing on a network whose next address the LAN has, or failing
+at those that only such a network has: afterwards nothing holds an address and no link is left to ask from, or all is as
+it was."""
 
 from __future__ import annotations
 
