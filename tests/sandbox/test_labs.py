@@ -161,6 +161,33 @@ def test_what_is_lost_behind_macvm_shows_and_comes_back(lab: Lab) -> None:
     lab.down("lost")
 
 
+def test_an_image_that_is_not_to_be_had_is_seen_by_the_plan(lab: Lab) -> None:
+    lab.write(
+        "lab: wrong\ndefaults: {image: nosuch}\nvms:\n  a: {}\n  b: {image: 'debian:99'}\n"
+        "  c: {image: https://example.org/x.qcow2, count: 3}\n  d: {image: tiny}\n"
+    )
+    for doing in ("plan", "up"):
+        said = lab.host.macvm("lab", doing, lab.path, status=3).stderr
+        assert [error.removeprefix(f"{lab.path}:") for error, _ in complaints(said)] == [
+            "2:19: there is no image 'nosuch' here",
+            "5:14: there is no image 'debian:99' here",
+            "6:14: nothing says what 'https://example.org/x.qcow2' should be: it has no checksum",
+        ]
+        # A command is the command line's, and all else the file's.
+        assert "macvm image import FILE|URL NAME --checksum sha256:" in said
+        assert "hint: add checksum sha256:…, from its publisher; or insist with insecure_no_checksum\n" in said
+
+
+def test_a_pool_that_is_too_small_is_seen_by_the_plan(lab: Lab) -> None:
+    subnets = "subnets: [{subnet: 192.0.2.0/24, range: 192.0.2.67-192.0.2.69}, {subnet: '2001:db8::/64'}]"
+    vms = "vms:\n  a: {nics: [{network: lan, ip: 192.0.2.68}]}\n  b: {count: 3, nics: [{network: lan}]}\n"
+    lab.write(f"lab: wrong\nnetworks:\n  lan: {{parent: eth0, {subnets}}}\n{vms}")
+    ((error, _),) = complaints(lab.host.macvm("lab", "plan", lab.path, status=2).stderr)
+    assert error == f"{lab.path}:3:8: the pool of lan has room for 2 NICs in IPv4, and 3 are to choose from it"
+    lab.write(lab.path.read_text().replace("count: 3", "count: 2"))
+    lab.host.macvm("lab", "plan", lab.path)
+
+
 def test_what_this_host_finds_wrong_has_its_place_too(lab: Lab) -> None:
     lab.write(
         "lab: wrong\nvms:\n"

@@ -12,9 +12,11 @@ from provisioner.actions.labs import real
 from provisioner.actions.labs.changes import Change, Leave, Plan
 from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.runner import Watch
-from provisioner.actions.labs.wanted import wanted_by
+from provisioner.actions.labs.wanted import placed, wanted_by
 from provisioner.actions.labs.wishes import Lab
 from provisioner.actions.parents import Links
+from provisioner.actions.request import CreateRequest
+from provisioner.actions.wiring import Findings
 from provisioner.context import Context
 from provisioner.host.labs import Labs, make_key
 
@@ -54,7 +56,22 @@ def look(context: Context, lab: Lab, only: Sequence[str] = ()) -> Plan:
     """What `up` would do. Changes nothing. Raises Problems, NotFound."""
     context.require_local("looking at a lab")
     links = Links.read()
-    return plan(wanted_by(context, lab, links), real.look(context, lab.name, links), only)
+    found = plan(wanted_by(context, lab, links), real.look(context, lab.name, links), only)
+    new = [work.wanted.request for work in found.machines if work.wanted and (work.real is None or work.recreate)]
+    if new:
+        _check_images(context, lab, new)
+    return found
+
+
+def _check_images(context: Context, lab: Lab, new: Sequence[CreateRequest]) -> None:
+    """That what each is made from is here, or known where to get. Raises Problems."""
+    from provisioner.actions import pulling
+
+    findings = Findings()
+    for request in new:
+        with findings.checking(), placed(lab, "image", request.name):
+            pulling.choose(context, request)
+    findings.finish()
 
 
 @contextmanager

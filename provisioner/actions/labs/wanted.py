@@ -4,7 +4,7 @@ changes nothing."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from provisioner.actions.addresses import Segment, segment_of
@@ -72,6 +72,38 @@ def wanted_by(context: Context, lab: Lab, links: Links) -> Wanted:
     return _Filling(context, lab, links).all()
 
 
+@contextlib.contextmanager
+def placed(lab: Lab, *thing: str | int) -> Iterator[None]:
+    """What is wrong with a thing is said with its place in the file, and in the file's words."""
+    place = lab.places.get(thing)
+    try:
+        yield
+    except MacvmError as error:
+        if place is None or lab.path is None:
+            raise
+        from provisioner.actions.labs.mistakes import shown
+        from provisioner.actions.labs.words import in_file_words
+
+        several = error.problems if isinstance(error, Problems) else (error,)
+        at = shown(lab.path, place)
+        raise Problems(
+            [type(one)(f"{at}: {in_file_words(one.message)}", in_file_words(one.hint)) for one in several]
+        ) from None
+
+
+def _check_room(segment: Segment, asked: Sequence[Addressing]) -> None:
+    """That a network's pool can hold its lab, whoever else is on it. Raises Usage."""
+    name, subnets = segment.network.name, segment.network.subnets
+    choosing = sum(one.auto for one in asked)
+    given = {address for one in asked for address in one.addresses}
+    for version in (4, 6) if choosing else ():
+        pools = [segment.pool(one) for one in subnets if one.subnet.version == version]
+        room = sum(pool.size for pool in pools) - sum(any(address in pool for pool in pools) for address in given)
+        if pools and choosing > room:
+            what = f"the pool of {name} has room for {max(0, room)} NICs in IPv{version}, and {choosing} are to choose"
+            raise Usage(f"{what} from it", "give the network a larger range, or another subnet")
+
+
 class _Filling:
     def __init__(self, context: Context, lab: Lab, links: Links) -> None:
         self._context = context
@@ -104,27 +136,17 @@ class _Filling:
         for endpoint in lab.endpoints:
             with self._at("endpoint", endpoint.name):
                 endpoints.append(self._endpoint(endpoint))
+        nics = [*(nic for machine in machines for nic in machine.nics), *(endpoint.nic for endpoint in endpoints)]
+        for name, segment in self._segments.items():
+            with self._at("network", name):
+                _check_room(segment, [nic.asked.addressing for nic in nics if nic.segment is segment])
         findings.finish()
         return Wanted(lab.name, tuple(networks), tuple(shims), tuple(machines), tuple(endpoints))
 
     @contextlib.contextmanager
     def _at(self, *thing: str | int) -> Iterator[None]:
-        """What is wrong is said with its place in the file, and in the file's words."""
-        place = self._lab.places.get(thing)
-        with self._findings.checking():
-            try:
-                yield
-            except MacvmError as error:
-                if place is None or self._lab.path is None:
-                    raise
-                from provisioner.actions.labs.mistakes import shown
-                from provisioner.actions.labs.words import in_file_words
-
-                several = error.problems if isinstance(error, Problems) else (error,)
-                at = shown(self._lab.path, place)
-                raise Problems(
-                    [type(one)(f"{at}: {in_file_words(one.message)}", in_file_words(one.hint)) for one in several]
-                ) from None
+        with self._findings.checking(), placed(self._lab, *thing):
+            yield
 
     def _hold(self, name: str, nic: WantedNic) -> WantedNic:
         """That nobody else has its addresses: on the parent that it has by now, which the file need not name."""

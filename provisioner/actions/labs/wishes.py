@@ -32,8 +32,8 @@ class ShimWish(NamedTuple):
 class Lab(NamedTuple):
     """`path` is the file, None for a lab that was put together by a program. A network's `parent` is empty for the
     default route's link. `machines` are those that `count` makes, each with the lab's name and its own labels.
-    `places` are where in the file networks, endpoints, shims and NICs stand: by kind and name, and for a NIC, of kind
-    `vm`, by its number too."""
+    `places` are where in the file networks, endpoints, shims, NICs and VMs' images stand: by kind and name, and for a
+    NIC, of kind `vm`, by its number too."""
 
     name: str
     path: Path | None = None

@@ -15,7 +15,8 @@ from provisioner.actions.labs.tree import Items, Table, Text
 from provisioner.errors import Usage
 from provisioner.model.names import printable
 
-_OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*)=?")
+#: An option, but for those of a command that is to be typed, which is found whole.
+_OPTION = re.compile(r"\bmacvm [^,;`]*|(?<![\w-])--([a-z][a-z-]*)=?")
 #: Keys that are not called as their options.
 _KEYS = {"ip-range": "range", "aux-address": "reserved", "ssh-key": "ssh_keys", "no-shim": "shim: false"}
 #: What YAML 1.1 reads as a number to the base of sixty, and all versions as a decimal or floating one.
@@ -35,6 +36,8 @@ def in_file_words(text: str) -> str:
     """`text` with a file's keys in place of the command line's options."""
 
     def key(option: re.Match[str]) -> str:
+        if option[1] is None:
+            return option[0]
         said = _KEYS.get(option[1]) or option[1].replace("-", "_")
         return said + (" " if option[0].endswith("=") else "")
 
