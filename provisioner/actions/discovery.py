@@ -22,6 +22,7 @@ from provisioner.context import Context
 from provisioner.errors import MacvmError
 from provisioner.host import hearing, netlink
 from provisioner.host.dissecting import Heard
+from provisioner.model.found import OFF
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.nic import Address
 
@@ -33,7 +34,7 @@ _HEEDED = 64
 
 def direct_nics(machines: Iterable[MachineView]) -> list[NicView]:
     """Those of running machines that are on the LAN, each with its macvtap."""
-    off = ("off", "crashed", "unknown", "endpoint")
+    off = (*OFF, "unknown", "endpoint")
     running = (machine for machine in machines if machine.state not in off)
     return [nic for machine in running for nic in machine.nics if nic.parent and nic.device and nic.kernel_mode]
 

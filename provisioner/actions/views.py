@@ -209,7 +209,7 @@ def _known(
 
 def _seen(machine: FoundMachine, nic: NicView, links: dict[str, Link]) -> NicView:
     """A running machine's host device that somebody deleted is gone, whatever libvirt says of it."""
-    running = machine.state not in ("off", "crashed", "unknown")
+    running = machine.state not in (*OFF, "unknown")
     if links and running and nic.parent and nic.device and nic.device not in links:
         return nic._replace(link="gone")
     return nic

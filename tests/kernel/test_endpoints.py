@@ -27,9 +27,7 @@ def host(as_root: None, sandboxed: KvmHost) -> Iterator[KvmHost]:
     """Without endpoints, before and after."""
     before = look(sandboxed)
     yield sandboxed
-    # Not by `endpoint list`: Python takes seconds to start on an emulated CPU.
-    if names := sandboxed.sh("sqlite3 /var/lib/macvm/macvm.db 'SELECT name FROM endpoints'").split():
-        sandboxed.macvm("endpoint", "delete", *names)
+    sandboxed.delete_endpoints()
     assert look(sandboxed) == before
 
 

@@ -94,6 +94,15 @@ class KvmHost:
         yield
         assert_same(before, self.state())
 
+    def settle_addresses(self) -> None:
+        """Waits until no IPv6 address is tentative any more."""
+        self.sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.05; done")
+
+    def delete_endpoints(self) -> None:
+        """All that the store has; not by `endpoint list`, for on an emulated CPU Python takes seconds to start."""
+        if names := self.sh(f"sqlite3 {STATE}/macvm.db 'SELECT name FROM endpoints'").split():
+            self.macvm("endpoint", "delete", *names)
+
     def clear(self, keep: Iterable[str] = ()) -> None:
         """Deletes macvm's machines."""
         made = [

@@ -13,7 +13,7 @@ import pytest
 
 from provisioner.actions.sandbox import Sandbox
 from tests.sandbox.conftest import make_sandbox
-from tests.sandbox.kvm_host import STATE, KvmHost, complaints
+from tests.sandbox.kvm_host import KvmHost, complaints
 from tests.sandbox.test_json import valid
 from tests.sandbox.test_kill import macvm
 from tests.sandbox.test_reach import lay_cable
@@ -33,7 +33,7 @@ def host() -> Iterator[KvmHost]:
     with make_sandbox() as box:
         made = KvmHost(box)
         lay_cable(box, "eth1")
-        made.sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.05; done")
+        made.settle_addresses()
         made.macvm("endpoint", "create", "first")
         made.macvm("endpoint", "delete", "first")
         yield made
@@ -44,9 +44,7 @@ def clean(host: KvmHost) -> Iterator[None]:
     """Whatever endpoints a test makes, deleting them leaves nothing."""
     with host.unchanged():
         yield
-        # Of both kinds: a row without a space, and a space without a row.
-        if names := host.sh(f"sqlite3 {STATE}/macvm.db 'SELECT name FROM endpoints'").split():
-            host.macvm("endpoint", "delete", *names)
+        host.delete_endpoints()
         assert host.sh("ls /run/netns") == ""
 
 
@@ -368,8 +366,7 @@ def network(host: KvmHost) -> Iterator[None]:
         words += ["--ip-range", "2001:db8::64-2001:db8::6f", "--gateway", "192.0.2.1", "--gateway", "2001:db8::1"]
         host.macvm("network", "create", "lan", "--parent", "eth0", *words, "--dns", "192.0.2.53", "--mtu", 1400)
         yield
-        if names := [one["name"] for one in host.json("endpoint", "list")]:
-            host.macvm("endpoint", "delete", *names)
+        host.delete_endpoints()
         host.macvm("network", "delete", "lan")
 
 

@@ -4,7 +4,6 @@ it was."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +12,7 @@ from provisioner.actions.sandbox import Node
 from tests.sandbox.conftest import make_sandbox
 from tests.sandbox.kvm_host import assert_same, state_of
 from tests.sandbox.test_kill import macvm, settle
-from tests.sandbox.test_nic_kill import LOOK, MAC, do
+from tests.sandbox.test_nic_kill import MAC, do, kill, look
 
 pytestmark = pytest.mark.xdist_group("network kill")
 
@@ -80,12 +79,6 @@ def clean(host: Node) -> Iterator[None]:
     assert_same(before, state_of(host))
 
 
-def look(host: Node) -> str:
-    done = host.run(["bash", "-c", LOOK])
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 @pytest.fixture
 def bare(host: Node) -> Iterator[None]:
     before = look(host)
@@ -102,11 +95,6 @@ def plugged(host: Node) -> Iterator[None]:
     yield
     assert look(host) == before
     do(host, "nic", "detach", "web1", MAC)
-
-
-def kill(host: Node, point: str, *words: str) -> None:
-    killed = macvm(host, *words, kill=point)
-    assert killed.returncode == 128 + signal.SIGKILL, killed.stderr
 
 
 def fail(host: Node, point: str, *words: str) -> None:

@@ -176,8 +176,8 @@ class Lab(KvmHost):
     @contextmanager
     def hollow(self, machine: str = "q35", devices: str = "", *, start: bool = True) -> Iterator[str]:
         self.sh(f"cat > /run/hollow.xml <<'END'\n{HOLLOW.format(machine=machine, devices=devices)}\nEND\n"
-                f"virsh define /run/hollow.xml{' && virsh start hollow' if start else ''}\n"
-                "while ip -6 addr show tentative | grep -q inet6; do sleep 0.05; done")  # fmt: skip
+                f"virsh define /run/hollow.xml{' && virsh start hollow' if start else ''}")  # fmt: skip
+        self.settle_addresses()
         try:
             yield "hollow"
         finally:

@@ -32,7 +32,7 @@ def host() -> Iterator[KvmHost]:
     one change of an entry a second, and who waits for that sees the same."""
     with make_sandbox() as box:
         made = KvmHost(box)
-        made.sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.05; done")
+        made.settle_addresses()
         made.sh("sysctl -w net/ipv4/neigh/eth0/locktime=0", node=made.lan)
         made.macvm("endpoint", "create", "first")
         made.macvm("endpoint", "delete", "first")
@@ -210,7 +210,7 @@ def test_with_a_subnet_on_the_shim_the_lan_is_lost_when_the_parent_was_down(gues
         bounce()
         assert reaches(guest.lan, HOST[0]) == [True]
         assert reaches(guest.node, *G1) == [True, True]
-    guest.sh("while ip -6 addr show tentative | grep -q inet6; do sleep 0.05; done")
+    guest.settle_addresses()
 
 
 # --- what the LAN sees of a host with a shim ---------------------------------------------------------------------------

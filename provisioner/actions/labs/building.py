@@ -82,8 +82,9 @@ class Builder:
                 with self._checking(*self._where(name, own, "count")):
                     several = [request] if form.count is None else numbered(request, form.count)
                     made += ((name, one) for one in several)
+                    image = self._where(name, own, "image") if form.image else ("vms", name)
                     for one in several:
-                        self._place(self._where(name, own, "image") if form.image else ("vms", name), "image", one.name)
+                        self._place(image, "image", one.name)
                     self._check_nics(self._where(name, own, "nics"), several)
         self._check_names(made)
         return tuple(request for _, request in made)

@@ -6,6 +6,7 @@ from provisioner.actions.labs.nic_plan import Promises, compare
 from provisioner.actions.labs.real import RealEndpoint, RealMachine, RealNic
 from provisioner.actions.labs.wanted import WantedEndpoint, WantedMachine
 from provisioner.actions.request import CreateRequest
+from provisioner.model.found import OFF
 from provisioner.model.network import Network
 from provisioner.model.sizes import DEFAULT_MEMORY, human_size
 
@@ -81,7 +82,7 @@ def sizes_differ(machine: WantedMachine, there: RealMachine) -> list[str]:
 
 
 def power_of(request: CreateRequest, there: RealMachine) -> str:
-    if request.start and there.now.state in ("off", "crashed", "paused"):
+    if request.start and there.now.state in (*OFF, "paused"):
         return "on"
     return "off" if not request.start and there.runs else ""
 

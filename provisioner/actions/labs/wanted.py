@@ -95,8 +95,10 @@ def _check_room(segment: Segment, asked: Sequence[Addressing]) -> None:
     """That a network's pool can hold its lab, whoever else is on it. Raises Usage."""
     name, subnets = segment.network.name, segment.network.subnets
     choosing = sum(one.auto for one in asked)
+    if not choosing:
+        return
     given = {address for one in asked for address in one.addresses}
-    for version in (4, 6) if choosing else ():
+    for version in (4, 6):
         pools = [segment.pool(one) for one in subnets if one.subnet.version == version]
         room = sum(pool.size for pool in pools) - sum(any(address in pool for pool in pools) for address in given)
         if pools and choosing > room:
