@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 from provisioner.errors import Unable, Usage
 from provisioner.host import locks
 from provisioner.host import store as stores
-from provisioner.host.hypervisor import Hypervisor, is_local
 from provisioner.host.store import Store
 from provisioner.model.names import printable
+from provisioner.model.uri import is_local
 
 if TYPE_CHECKING:
+    from provisioner.host.hypervisor import Hypervisor
     from provisioner.host.journal import Journal
     from provisioner.model.network import Network
     from provisioner.model.nic import Address
@@ -104,13 +105,25 @@ class Context:
     """
 
     settings: Settings
-    hypervisor: Hypervisor
+    readonly: bool
     say: Callable[[str], None] = _nothing
     checkpoint: Callable[[str], None] = _nothing
     clock: Callable[[], float] = time.monotonic
     promised: frozenset[Address] = frozenset()
     coming: tuple[Network, ...] = ()
     _opened: list[Store] = field(default_factory=list)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the machines run on this very host."""
+        return is_local(self.settings.connect)
+
+    @cached_property
+    def hypervisor(self) -> Hypervisor:
+        # Loading libvirt's library takes 15 ms, which commands that ask it nothing do without.
+        from provisioner.host.hypervisor import Hypervisor
+
+        return Hypervisor(self.settings.connect, readonly=self.readonly)
 
     @property
     def state_dir(self) -> Path:
@@ -144,7 +157,7 @@ class Context:
 
     def networks_by_mac(self) -> dict[str, str]:
         """MAC to the name of its network, of those NICs that have one; empty for another host's."""
-        store = self.reading_store if self.hypervisor.is_local else None
+        store = self.reading_store if self.is_local else None
         return store.networks_by_mac() if store else {}
 
     @property
@@ -170,7 +183,7 @@ class Context:
     def require_local(self, doing: str) -> None:
         """Raises Unable for a remote or session libvirt."""
         uri = self.settings.connect
-        if not is_local(uri):
+        if not self.is_local:
             parts = urlsplit(uri)
             user = f"{parts.username}@" if parts.username else ""
             hint = f"ssh {user}{parts.hostname or 'HOST'} sudo macvm …"
@@ -192,7 +205,8 @@ class Context:
         return bool(self.store.rows("SELECT 1 FROM journal LIMIT 1"))
 
     def close(self) -> None:
-        self.hypervisor.close()
+        if "hypervisor" in self.__dict__:
+            self.hypervisor.close()
         for opened in self._opened:
             opened.close()
 
@@ -206,4 +220,4 @@ def open_context(
 ) -> Context:
     """The context of one command. Nothing is opened yet. `readonly` for commands that only look."""
     settings = load_settings(options, os.environ if environment is None else environment)
-    return Context(settings, Hypervisor(settings.connect, readonly=readonly), say)
+    return Context(settings, readonly, say)

@@ -43,6 +43,10 @@ class Unable(MacvmError):
     status = 5
 
 
+class NoSlot(Unable):
+    """The machine has no room for another device."""
+
+
 class HypervisorFailed(MacvmError):
     """libvirt refused or is not reachable."""
 

@@ -12,9 +12,8 @@ from provisioner.actions.request import NicRequest
 from provisioner.actions.undo import Undo, carry_out
 from provisioner.actions.wiring import Findings, Surroundings, plan_nics
 from provisioner.context import Context
-from provisioner.errors import Unable, Usage
+from provisioner.errors import NoSlot, Unable, Usage
 from provisioner.host import links
-from provisioner.host.hypervisor import NoSlot
 from provisioner.host.journal import Work
 from provisioner.host.leases import Leases
 from provisioner.host.seeds import SeedReader
@@ -55,7 +54,7 @@ def attach(context: Context, name: str, wanted: NicRequest, options: AttachOptio
     Raises NotFound, Problems, Unable for a machine without a free slot, Taken, HypervisorFailed.
     """
     require_rights(context, wanted.addressing)
-    if not context.hypervisor.is_local:
+    if not context.is_local:
         return _attach_elsewhere(context, name, wanted, options)
     plan = plan_attach(context, name, wanted, options)
     attaching = _Attaching(context, plan, options)

@@ -87,7 +87,7 @@ def detach_running(context: Context, machine: FoundMachine, mac: Mac, timeout: f
 
 def require_rights(context: Context, addressing: Addressing) -> None:
     """Raises Unable: only a NIC of which nobody is told an address can be attached on another host."""
-    if context.hypervisor.is_local or addressing.static or addressing.dhcp:
+    if context.is_local or addressing.static or addressing.dhcp:
         context.require_local_root("giving a NIC an address")
 
 
@@ -105,7 +105,7 @@ def report(
     reason = "only the definition was changed" if running else f"{machine.name} is off"
     if live:
         reason = guest.apply_now(context, machine, nic, old)
-    local = context.hypervisor.is_local
+    local = context.is_local
     if reason and nic.addressing.static and config and local and guest.seed_of(context, machine):
         reason += "; its seed has the address from the next boot on"
     elif reason and nic.addressing.static:
@@ -121,10 +121,10 @@ def detach(context: Context, name: str, wanted: str, scope: Scope, timeout: floa
 
     Raises NotFound, Usage for an ambiguous name, PartlyDone when the guest keeps it, HypervisorFailed.
     """
-    if context.hypervisor.is_local:
+    if context.is_local:
         context.require_local_root("detaching a NIC")
     machine, nic, (live, config) = plan_detach(context, name, wanted, scope)
-    if not context.hypervisor.is_local:
+    if not context.is_local:
         gone = not live or detach_running(context, machine, nic.mac, timeout)
         if gone and config:
             remove_saved(context, machine, nic.mac)

@@ -25,9 +25,9 @@ def start(context: Context, names: Sequence[str]) -> list[str]:
 
     Goes on past an error. Raises NotFound, Taken, Unable, HypervisorFailed; PartlyDone where others were started.
     """
-    if context.hypervisor.is_local:
+    if context.is_local:
         context.require_local_root("starting a VM")
-    start_one = _start_here if context.hypervisor.is_local else _start_elsewhere
+    start_one = _start_here if context.is_local else _start_elsewhere
     notes: list[str] = []
     started: list[str] = []
     failed: list[MacvmError] = []
@@ -169,7 +169,7 @@ def _stopped(context: Context, stopped: Sequence[FoundMachine]) -> None:
 
 def _forget_heard(context: Context, stopped: Sequence[FoundMachine]) -> None:
     """The next time DHCP may give a guest another address, and this one to somebody else."""
-    store = context.reading_store if context.hypervisor.is_local and os.geteuid() == 0 else None
+    store = context.reading_store if context.is_local and os.geteuid() == 0 else None
     if store is None or not store.has_heard():
         return
     macs = {nic.mac for machine in stopped for nic in machine.nics}

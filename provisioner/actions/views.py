@@ -89,7 +89,7 @@ def look(context: Context) -> Listing:
 
 def endpoints(context: Context) -> tuple[MachineView, ...]:
     """The endpoints, each as a machine with one NIC."""
-    store = context.reading_store if context.hypervisor.is_local else None
+    store = context.reading_store if context.is_local else None
     if store is None or not store.has_endpoint():
         return ()
     from provisioner.actions.endpoint_views import list_all
@@ -118,7 +118,7 @@ def show(context: Context, name: str) -> MachineView:
     try:
         return view_of(context, context.hypervisor.get(name))
     except NotFound:
-        store = context.reading_store if context.hypervisor.is_local else None
+        store = context.reading_store if context.is_local else None
         if store and store.has_endpoint(name):
             raise NotFound(f"{name} is an endpoint, and no machine", "macvm endpoint list") from None
         raise
@@ -148,7 +148,7 @@ def select(
 
 
 def _leases_by_mac(context: Context) -> dict[str, list[Lease]]:
-    store = context.reading_store if context.hypervisor.is_local else None
+    store = context.reading_store if context.is_local else None
     found: dict[str, list[Lease]] = {}
     for lease in store.leases() if store else ():
         found.setdefault(lease.mac, []).append(lease)
@@ -156,7 +156,7 @@ def _leases_by_mac(context: Context) -> dict[str, list[Lease]]:
 
 
 def _heard_by_mac(context: Context) -> dict[str, list[Heard]]:
-    store = context.reading_store if context.hypervisor.is_local else None
+    store = context.reading_store if context.is_local else None
     found: dict[str, list[Heard]] = {}
     for one in store.heard.all() if store and store.has_heard() else ():
         found.setdefault(one.mac, []).append(one)
@@ -166,7 +166,7 @@ def _heard_by_mac(context: Context) -> dict[str, list[Heard]]:
 def _links_by_name(context: Context) -> dict[str, Link]:
     from provisioner.host import netlink
 
-    return {link.name: link for link in netlink.links()} if context.hypervisor.is_local else {}
+    return {link.name: link for link in netlink.links()} if context.is_local else {}
 
 
 def _machine_view(
@@ -232,7 +232,7 @@ def _nic_view(nic: FoundNic, known: Iterable[AddressView], network: str | None, 
 
 def _from_store(context: Context, leases: dict[str, list[Lease]]) -> tuple[MachineView, ...]:
     """What is known without libvirt: names and addresses."""
-    store = context.reading_store if context.hypervisor.is_local else None
+    store = context.reading_store if context.is_local else None
     views = []
     for uuid, name in sorted(store.machines().items(), key=lambda item: item[1]) if store else ():
         nics = tuple(

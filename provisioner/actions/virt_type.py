@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from provisioner.errors import Unable, Usage
-from provisioner.host.hypervisor import kvm_problem
+from provisioner.host.system import kvm_problem
 from provisioner.model.names import printable
 
 

@@ -32,7 +32,7 @@ class Waiting:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._hears = context.hypervisor.is_local and os.geteuid() == 0
+        self._hears = context.is_local and os.geteuid() == 0
         self._ears = discovery.Ears(context)
         self._early: list[NicView] = []
         #: When those that nothing is known of are asked once more.

@@ -126,7 +126,7 @@ def _ask(ctx: click.Context, question: Callable[[Context], T]) -> T | None:
         try:
             context = open_context(options_of(ctx), readonly=True)
             # Another host may want a password, or be slow.
-            if context.hypervisor.is_local:
+            if context.is_local:
                 answers.append(question(context))
             context.close()
         except (MacvmError, OSError):

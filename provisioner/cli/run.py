@@ -38,7 +38,7 @@ def _open(options: Options, *, readonly: bool, libvirt: bool) -> Context:
     if context_hook:
         context_hook(context)
     # What a command imports below this, it imports while libvirt answers.
-    if libvirt and context.hypervisor.is_local:
+    if libvirt and context.is_local:
         context.hypervisor.open_ahead()
     return context
 
@@ -50,7 +50,7 @@ def looking(*, libvirt: bool = True, agents: bool = False) -> Iterator[tuple[Con
     options = options_of(click.get_current_context())
     context = _open(options, readonly=not (agents and os.geteuid() == 0), libvirt=libvirt)
     try:
-        if context.hypervisor.is_local:
+        if context.is_local:
             lines = unfinished.unfinished_lines(context)
             for line in lines:
                 tell(f"unfinished: {line}")
@@ -70,9 +70,9 @@ def changing(*, recover: bool = True, libvirt: bool = True) -> Iterator[tuple[Co
     context = _open(options, readonly=False, libvirt=libvirt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        if not context.hypervisor.is_local:
+        if not context.is_local:
             tell(f"{context.settings.connect} is another host: macvm makes no shim there")
-        if recover and context.hypervisor.is_local and context.has_unfinished:
+        if recover and context.is_local and context.has_unfinished:
             from provisioner.actions import recovery
 
             for line in recovery.recover(context):

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
-from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
+from provisioner.errors import HypervisorFailed, NoSlot, NotFound, Taken, Unable
 from provisioner.host import log
 from provisioner.model.found import OFF, FoundMachine
 from provisioner.model.names import printable
+from provisioner.model.uri import is_local
 
 # Its symbols are bound when they are called, not all of them at once: 1.6 ms of every command.
 _flags = sys.getdlopenflags()
@@ -51,13 +51,6 @@ _LOGS = "journalctl -u libvirtd (or virtqemud) says more"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _loop = threading.Lock()
 _loop_runs = False
-
-
-def is_local(uri: str) -> bool:
-    """Whether a connection's domains run on this very host."""
-    parts = urlsplit(uri)
-    _, _, transport = parts.scheme.partition("+")
-    return not parts.hostname and transport in ("", "unix")
 
 
 def _start_event_loop() -> None:
@@ -103,10 +96,6 @@ def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
     return kind(f"libvirt refused {doing}: {message}", hint)
 
 
-class NoSlot(Unable):
-    """The machine has no room for another device."""
-
-
 class _Attempt:
     """Opens a connection in a thread of its own: keepalive begins once the connection is there, and a daemon that hangs
     never lets it come to be."""
@@ -141,10 +130,6 @@ class Hypervisor:
         self._connection: libvirt.virConnect | None = None
         self._attempt: _Attempt | None = None
 
-    @property
-    def is_local(self) -> bool:
-        return is_local(self.uri)
-
     def open_ahead(self) -> None:
         """Begins to connect beside whatever the caller does next, such as imports; `open` waits for it."""
         if self._attempt is None:
@@ -169,7 +154,7 @@ class Hypervisor:
 
     def _connect(self) -> libvirt.virConnect:
         assert self._attempt is not None
-        outcome, self._attempt = self._attempt.outcome(_OPEN_SECONDS if self.is_local else None), None
+        outcome, self._attempt = self._attempt.outcome(_OPEN_SECONDS if is_local(self.uri) else None), None
         if outcome is None:
             raise HypervisorFailed(f"libvirt at {printable(self.uri, 200)} does not answer", _HANGS)
         if isinstance(outcome, libvirt.libvirtError):
@@ -182,7 +167,7 @@ class Hypervisor:
         if denied or "Permission denied" in message:
             hint = "run as root: sudo macvm … (the libvirt group is root too)"
             return Unable(f"libvirt at {self.uri} does not let you in: {message}", hint)
-        hint = _START_DAEMON if self.is_local else "is the address right, and does ssh to it work?"
+        hint = _START_DAEMON if is_local(self.uri) else "is the address right, and does ssh to it work?"
         return HypervisorFailed(f"libvirt at {printable(self.uri, 200)} is not reachable: {message}", hint)
 
     def close(self) -> None:
@@ -344,7 +329,7 @@ class Hypervisor:
         try:
             yield
         except HypervisorFailed as error:
-            if not self.is_local:
+            if not is_local(self.uri):
                 raise
             from provisioner.host import denials  # where all is well, nobody needs it
 
@@ -521,23 +506,3 @@ class Hypervisor:
             off = code == libvirt.VIR_ERR_OPERATION_INVALID and "not running" in str(error)
             if code != libvirt.VIR_ERR_NO_DOMAIN and not off:
                 raise
-
-
-def kvm_problem() -> str:
-    """Why this host cannot run KVM guests; empty where it can.
-
-    `/dev/kvm` alone proves nothing: under some hypervisors it opens although the CPU offers neither VMX nor SVM, and a
-    guest then hangs at its first instruction.
-    """
-    try:
-        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        return f"/dev/kvm: {error.strerror}"
-    machine = os.uname().machine
-    if machine != "x86_64":
-        return ""
-    with contextlib.suppress(OSError):
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if flags and not {"vmx", "svm"} & set(flags[1].split()):
-            return "/dev/kvm is there, but the CPU shows neither vmx nor svm"
-    return ""

@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import os
 import pwd
+import re
 import time
 from pathlib import Path
 
@@ -98,3 +99,23 @@ def greets_as_ssh(address: Address, seconds: float = 1.0) -> bool:
 def password_hash(password: str) -> str:
     """crypt(5)'s SHA-512 hash; the password goes through standard input, where no other process sees it."""
     return run(["openssl", "passwd", "-6", "-stdin"], stdin=os.fsencode(password)).decode().strip()
+
+
+def kvm_problem() -> str:
+    """Why this host cannot run KVM guests; empty where it can.
+
+    `/dev/kvm` alone proves nothing: under some hypervisors it opens although the CPU offers neither VMX nor SVM, and a
+    guest then hangs at its first instruction.
+    """
+    try:
+        os.close(os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"/dev/kvm: {error.strerror}"
+    machine = os.uname().machine
+    if machine != "x86_64":
+        return ""
+    with contextlib.suppress(OSError):
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if flags and not {"vmx", "svm"} & set(flags[1].split()):
+            return "/dev/kvm is there, but the CPU shows neither vmx nor svm"
+    return ""

@@ -19,7 +19,6 @@ from typing import NamedTuple
 from provisioner.actions import shims
 from provisioner.context import Context, Settings
 from provisioner.host import netlink, routing
-from provisioner.host.hypervisor import Hypervisor
 from provisioner.host.leases import now
 from provisioner.model.shim import Guest, ShimSet, unpacked
 
@@ -82,9 +81,7 @@ def rows(rounds: int) -> Iterator[Row]:
 def _filled(stack: ExitStack) -> Context:
     """With a store of its own, of so many leases."""
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    context = Context(
-        Settings("qemu:///system", folder, "", "", "auto", ""), Hypervisor("qemu:///system", readonly=True)
-    )
+    context = Context(Settings("qemu:///system", folder, "", "", "auto", ""), readonly=True)
     stack.callback(context.close)
     with context.store.change() as db:
         for n in range(GUESTS):

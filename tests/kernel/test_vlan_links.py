@@ -15,7 +15,6 @@ from provisioner.actions import shims, vlans
 from provisioner.context import Context, Settings
 from provisioner.errors import MacvmError, NotFound, Taken, Unable, Usage
 from provisioner.host import links, netlink, netns
-from provisioner.host.hypervisor import Hypervisor
 from provisioner.host.netlink import Link
 from tests.kernel.lan import Lan, Space, frames, in_namespace
 from tests.netns.conftest import ip
@@ -28,7 +27,7 @@ MAC = "02:00:00:00:00:01"
 def here(lan: Lan, tmp_path: Path) -> Iterator[Context]:
     """This thread is the host of the LAN. Libvirt is never asked."""
     uri = "qemu+unix:///system?socket=/nonexistent"
-    context = Context(Settings(uri, tmp_path, "", "", "auto", ""), Hypervisor(uri, readonly=True))
+    context = Context(Settings(uri, tmp_path, "", "", "auto", ""), readonly=True)
     with in_namespace(lan.host):
         yield context
     context.close()

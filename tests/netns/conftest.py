@@ -14,7 +14,6 @@ import pytest
 
 from provisioner.context import Context, Settings
 from provisioner.host import namespaces, netlink
-from provisioner.host.hypervisor import Hypervisor
 from tests.conftest import Require
 
 CLONE_FS = 0x200  # linux/sched.h
@@ -81,6 +80,6 @@ def run(namespace: None) -> Iterator[None]:
 def context(tmp_path: Path) -> Iterator[Context]:
     """A context of an empty state directory, whose libvirt is never asked."""
     uri = "qemu+unix:///system?socket=/nonexistent"
-    found = Context(Settings(uri, tmp_path, "", "", "auto", ""), Hypervisor(uri, readonly=True))
+    found = Context(Settings(uri, tmp_path, "", "", "auto", ""), readonly=True)
     yield found
     found.close()

@@ -17,7 +17,6 @@ from provisioner.context import Context, Options, load_settings
 from provisioner.errors import MacvmError, PartlyDone, Problems, Unable, Usage
 from provisioner.host import marked_files
 from provisioner.host.commands import ToolFailed
-from provisioner.host.hypervisor import Hypervisor
 from provisioner.model import unit_file
 from provisioner.model.endpoint import LINK_PREFIX
 from provisioner.model.names import DEVICE_PREFIX, PROBE_PREFIX, SHIM_PREFIX
@@ -36,7 +35,7 @@ WANTS = Path("etc/systemd/system/multi-user.target.wants")
 
 def context(**options: str) -> Context:
     settings = load_settings(Options(**options), {})  # type: ignore[arg-type]
-    return Context(settings, Hypervisor(settings.connect, readonly=True))
+    return Context(settings, readonly=True)
 
 
 @pytest.fixture
@@ -298,7 +297,7 @@ def test_only_what_differs_from_the_defaults_is_said(
 ) -> None:
     monkeypatch.setenv("MACVM_STATE_DIR", "/srv/vms")
     settings = load_settings(Options(), os.environ)
-    install.install(Context(settings, Hypervisor(settings.connect, readonly=True)), program, root)
+    install.install(Context(settings, readonly=True), program, root)
     assert f"ExecStart={program} --state-dir /srv/vms shim up --known\n" in (root / BOOT).read_text(), (
         "no boot has the environment"
     )

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 from provisioner.context import Context
 from provisioner.errors import MacvmError
-from provisioner.host.hypervisor import Hypervisor
 
 #: Each waits most of its time, for QEMU or for the LAN to answer.
 _JOBS_PER_CORE = 4
@@ -134,11 +133,10 @@ class _Worker:
         self._name = ""
         self._told_to_stop = False
         self._checkpoint = context.checkpoint
-        hypervisor = Hypervisor(context.hypervisor.uri, readonly=False)
-        hypervisor.open_ahead()
         self._context = replace(
-            context, hypervisor=hypervisor, say=self._say, checkpoint=self._at, clock=context.clock, _opened=[]
+            context, readonly=False, say=self._say, checkpoint=self._at, clock=context.clock, _opened=[]
         )
+        self._context.hypervisor.open_ahead()
 
     def _say(self, text: str) -> None:
         self._tell(Event(self._name, "note", text))
