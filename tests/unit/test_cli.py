@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -416,3 +418,12 @@ def completed(macvm: Run, monkeypatch: pytest.MonkeyPatch, uri: str, state: Path
     ran = macvm()
     assert (ran.status, ran.err) == (0, "")
     return [line.replace("\\:", ":") for line in ran.out.splitlines() if line not in ("", "plain")]
+
+
+@pytest.mark.parametrize("command", ["network list", "image list", "endpoint list", "lab schema", "--help"])
+def test_who_asks_libvirt_nothing_does_not_load_it(command: str, tmp_path: Path) -> None:
+    code = "import os, sys\nfrom provisioner.cli.main import cli\n"
+    code += "cli.main(sys.argv[1:], standalone_mode=False)\nprint('libvirt' in sys.modules, file=sys.stderr)"
+    argv = [sys.executable, "-c", code, "--state-dir", str(tmp_path), *command.split()]
+    ran = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert ran.stderr == "False\n"
