@@ -9,7 +9,7 @@ from typing import NamedTuple
 from provisioner.actions import shims
 from provisioner.actions.addresses import Segment
 from provisioner.actions.parents import check_parent, choose_parent
-from provisioner.actions.request import NicRequest
+from provisioner.actions.request import EndpointRequest, NicRequest
 from provisioner.actions.wiring import (
     Findings,
     Surroundings,
@@ -37,26 +37,7 @@ from provisioner.model.endpoint import (
 )
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, printable
-from provisioner.model.nic import Addressing, Nic
-
-
-class EndpointRequest(NamedTuple):
-    """What `endpoint create` is asked for; what is left empty the plan chooses, or the network decides. `netns` names a
-    namespace that exists: a process, a name or a path."""
-
-    name: str
-    mode: MacvlanMode | None = None
-    ipvlan: IpvlanMode | None = None
-    parent: str = ""
-    network: str = ""
-    addressing: Addressing = Addressing()
-    mac: Mac | None = None
-    mtu: int | None = None
-    sources: tuple[Mac, ...] = ()
-    netns: str = ""
-    shim: bool = True
-    take_parent: bool = False
-    probe: str = "fast"
+from provisioner.model.nic import Nic
 
 
 class Plan(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 from provisioner.actions import endpoint_plan as plans
 from provisioner.actions import passthrough, shims
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.endpoint_spaces import alias_of, first_of_each_family, resolv_conf
 from provisioner.actions.endpoint_views import get, list_all
+from provisioner.actions.request import EndpointRequest
 from provisioner.actions.shim_preview import routing_lines, unrouting_lines
 from provisioner.context import Context
 from provisioner.host import links

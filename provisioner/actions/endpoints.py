@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from provisioner.actions import addresses, passthrough, shims
 from provisioner.actions import endpoint_spaces as spaces
-from provisioner.actions.endpoint_plan import EndpointRequest, Plan, plan
+from provisioner.actions.endpoint_plan import Plan, plan
 from provisioner.actions.endpoint_removal import facts
 from provisioner.actions.endpoint_views import EndpointView, view
+from provisioner.actions.request import EndpointRequest
 from provisioner.actions.undo import Undo, carry_out
 from provisioner.context import Context
 from provisioner.errors import NotFound

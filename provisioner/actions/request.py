@@ -1,4 +1,4 @@
-"""What `create` is asked for."""
+"""What `create` and `endpoint create` are asked for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from provisioner.errors import Usage
+from provisioner.model.endpoint import IpvlanMode, MacvlanMode
 from provisioner.model.machine import DirectBoot, Vnc
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.names import Mac, check_name
@@ -55,6 +56,25 @@ class CreateRequest(NamedTuple):
     lab: str = ""
     wish: str = ""
     labels: tuple[tuple[str, str], ...] = ()
+
+
+class EndpointRequest(NamedTuple):
+    """What `endpoint create` is asked for; what is left empty the plan chooses, or the network decides. `netns` names a
+    namespace that exists: a process, a name or a path."""
+
+    name: str
+    mode: MacvlanMode | None = None
+    ipvlan: IpvlanMode | None = None
+    parent: str = ""
+    network: str = ""
+    addressing: Addressing = Addressing()
+    mac: Mac | None = None
+    mtu: int | None = None
+    sources: tuple[Mac, ...] = ()
+    netns: str = ""
+    shim: bool = True
+    take_parent: bool = False
+    probe: str = "fast"
 
 
 def is_elsewhere(wanted: str) -> bool:

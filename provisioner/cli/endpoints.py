@@ -68,7 +68,7 @@ def create(name: str, ipvlan: str | None, dry_run: bool, **given: Any) -> None:
     On a network, parent, mode and addresses are the network's; on one in mode bridge, --mode source and --ipvlan may be
     said too. An ipvlan in mode l3 sends and hears no broadcast: the LAN needs a route to it by way of the host.
     """
-    from provisioner.actions.endpoint_plan import EndpointRequest
+    from provisioner.actions.request import EndpointRequest
 
     for option in ("netns", "network", "parent"):
         # What `--netns "$(…)"` says when the command in it failed is not "make one".

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from provisioner.actions.labs.runner import Event, Watch
 from provisioner.context import Context, Options
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from provisioner.actions.labs.runner import Event, Watch
 
 _DONE = {"done": "done", "failed": "failed", "stopped": "stopped"}
 

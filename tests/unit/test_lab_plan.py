@@ -7,7 +7,6 @@ import ipaddress
 import pytest
 
 from provisioner.actions.addresses import Segment
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs.changes import Change, Plan
 from provisioner.actions.labs.digests import differences, digests
 from provisioner.actions.labs.host_side import Unserved
@@ -16,7 +15,7 @@ from provisioner.actions.labs.plan import plan
 from provisioner.actions.labs.real import Real, RealEndpoint, RealMachine, RealNic
 from provisioner.actions.labs.wanted import Wanted, WantedEndpoint, WantedMachine, WantedNic
 from provisioner.actions.labs.wishes import ShimWish
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest, NicRequest
 from provisioner.errors import NotFound, Problems
 from provisioner.host.labs import Thing
 from provisioner.model.endpoint import Endpoint, MacvlanMode

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs.files import Files
 from provisioner.actions.labs.forms import EndpointForm, LabForm, NetworkForm, NicForm, VmForm
 from provisioner.actions.labs.mistakes import Mistake, Place, guess
 from provisioner.actions.labs.tree import Items, Table, Text, find
 from provisioner.actions.labs.wishes import ShimWish
 from provisioner.actions.labs.words import in_file_words
-from provisioner.actions.request import CreateRequest, NicRequest, is_elsewhere, numbered
+from provisioner.actions.request import CreateRequest, EndpointRequest, NicRequest, is_elsewhere, numbered
 from provisioner.errors import MacvmError
 from provisioner.model.endpoint import MacvlanMode, check_mode
 from provisioner.model.machine import DirectBoot, check_exposure

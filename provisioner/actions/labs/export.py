@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from provisioner.actions import views
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs import real
 from provisioner.actions.labs.changes import Change
 from provisioner.actions.labs.nic_plan import is_told
@@ -16,7 +15,7 @@ from provisioner.actions.labs.real import Real, RealMachine, RealNic
 from provisioner.actions.labs.wanted import Wanted, WantedNic, wanted_by
 from provisioner.actions.labs.wishes import Lab, ShimWish
 from provisioner.actions.parents import Links
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest, NicRequest
 from provisioner.actions.virt_type import choose_virt_type
 from provisioner.context import Context
 from provisioner.errors import NotFound, Unable, Usage

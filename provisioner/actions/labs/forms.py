@@ -1,9 +1,7 @@
 """The keys of a lab file, as pydantic's models: what checks a file, and what the JSON schema is made from."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -161,7 +159,7 @@ class _Addressed(Form):
         return ()
 
     @model_validator(mode="after")
-    def _fits(self) -> _Addressed:
+    def _fits(self) -> Self:
         try:
             _ = self.addressing
         except Usage as error:
@@ -174,7 +172,7 @@ class NicForm(_Addressed):
     libvirt: Words = _says("A libvirt network, such as default, in place of all the others.", "")
 
     @model_validator(mode="after")
-    def _libvirt_decides(self) -> NicForm:
+    def _libvirt_decides(self) -> Self:
         others = sorted(self.model_fields_set - {"libvirt"})
         if self.libvirt and others:
             raise mistake(f"libvirt takes no {', '.join(others)}", "the libvirt network decides those")
@@ -264,7 +262,7 @@ class LabForm(Form):
     """A macvm lab: VMs, and the networks, endpoints and shims around them."""
 
     lab: Name = _says("The lab's name; default: the folder's.", "")
-    defaults: DefaultsForm = _says("Keys of a VM, for every VM that does not say them.", DefaultsForm())
+    defaults: DefaultsForm = _says("Keys of a VM, for every VM that does not say them.", DefaultsForm.model_construct())
     images: dict[Name, ImageForm] = _says("Names for images that VMs are made from.", {})
     networks: _Networks = _says("LAN segments with addresses.", {})
     vms: _Vms = _says("VMs by name.", {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +62,8 @@ def _visible(text: str) -> str:
 
 def guess(word: str, known: Iterable[str]) -> str:
     """`did you mean vepa?`, or all that could be meant."""
+    import difflib  # most files have none
+
     candidates = list(known)
     near = difflib.get_close_matches(word[:100].lower(), candidates, n=1)
     return f"did you mean {near[0]}?" if near else f"one of {', '.join(candidates)}"

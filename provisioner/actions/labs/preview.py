@@ -9,14 +9,13 @@ from dataclasses import replace
 from functools import partial
 
 from provisioner.actions import endpoint_plan, endpoint_preview, networks, nics, preview, script, shim_preview, vlans
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs import machine_work
 from provisioner.actions.labs.changes import Leave, MachineWork, Plan
 from provisioner.actions.labs.down import Made, choose
 from provisioner.actions.labs.nic_plan import Ask, NicStep
 from provisioner.actions.parents import Links
 from provisioner.actions.plan import make_plan
-from provisioner.actions.request import CreateRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest
 from provisioner.actions.shims import GuestRoute
 from provisioner.context import Context
 from provisioner.errors import MacvmError, Problems

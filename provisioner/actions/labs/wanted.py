@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from provisioner.actions.addresses import Segment, segment_of
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs.digests import digests
 from provisioner.actions.labs.wishes import Lab, ShimWish
 from provisioner.actions.parents import Links, choose_parent
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest, NicRequest
 from provisioner.actions.virt_type import choose_virt_type
 from provisioner.actions.wiring import Findings, complete
 from provisioner.context import Context

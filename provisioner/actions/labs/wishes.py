@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from provisioner.actions.endpoint_plan import EndpointRequest
-from provisioner.actions.request import CreateRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest
 from provisioner.model.network import Network
 from provisioner.model.shim import To
 

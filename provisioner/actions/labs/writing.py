@@ -7,9 +7,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs.wishes import Lab, ShimWish
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest, NicRequest
 from provisioner.model.machine import DirectBoot, Vnc
 from provisioner.model.mode import MacvtapMode
 from provisioner.model.network import Network
