@@ -18,13 +18,12 @@ from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
 import provisioner
-from provisioner.actions.endpoint_plan import EndpointRequest
 from provisioner.actions.labs import building, tree
 from provisioner.actions.labs.file import load, parse
 from provisioner.actions.labs.forms import json_schema
 from provisioner.actions.labs.mistakes import MOST_SAID, LabMistakes, Mistake, Place
 from provisioner.actions.labs.wishes import Lab, ShimWish
-from provisioner.actions.request import CreateRequest, NicRequest
+from provisioner.actions.request import CreateRequest, EndpointRequest, NicRequest
 from provisioner.cli.main import report
 from provisioner.errors import Usage
 from provisioner.model.endpoint import IpvlanMode, MacvlanMode
@@ -708,3 +707,28 @@ def test_only_lab_commands_import_what_reads_labs() -> None:
     code += "import provisioner.actions; assert 'provisioner.actions.labs' not in sys.modules\n"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
     assert (ran.stdout, ran.stderr) == ("[]\n", "")
+
+
+PLUGINS = """
+import sys
+from pathlib import Path
+from provisioner.cli.plugins import skip_plugins
+if sys.argv[1] == "looked for in another way":
+    sys.modules["pydantic.plugin._loader"] = None
+skip_plugins()
+if sys.modules["pydantic.plugin._loader"] is None:
+    del sys.modules["pydantic.plugin._loader"]
+from provisioner.actions.labs.file import parse
+print(parse(b"lab: one", Path("one.yaml"), {}).name, *sorted(sys.modules.keys() & {"importlib.metadata", "email"}))
+import importlib.metadata
+print(importlib.metadata.version("click") > "8")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "imported"), [("as now", ""), ("looked for in another way", " email importlib.metadata")]
+)
+def test_no_package_is_searched_for_plugins(how: str, imported: str) -> None:
+    command = [sys.executable, "-c", PLUGINS, how]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    assert (ran.stdout, ran.stderr) == (f"one{imported}\nTrue\n", "")
