@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 from provisioner.errors import Unable, Usage
 from provisioner.host import locks
 from provisioner.host import store as stores
+from provisioner.host.beside import Beside
 from provisioner.host.store import Store
 from provisioner.model.names import printable
 from provisioner.model.uri import is_local
@@ -23,6 +25,7 @@ from provisioner.model.uri import is_local
 if TYPE_CHECKING:
     from provisioner.host.hypervisor import Hypervisor
     from provisioner.host.journal import Journal
+    from provisioner.model.found import FoundMachine
     from provisioner.model.network import Network
     from provisioner.model.nic import Address
 
@@ -112,6 +115,7 @@ class Context:
     promised: frozenset[Address] = frozenset()
     coming: tuple[Network, ...] = ()
     _opened: list[Store] = field(default_factory=list)
+    _definitions: Beside[list[tuple[FoundMachine, FoundMachine]]] | None = None
 
     @property
     def is_local(self) -> bool:
@@ -124,6 +128,23 @@ class Context:
         from provisioner.host.hypervisor import Hypervisor
 
         return Hypervisor(self.settings.connect, readonly=self.readonly)
+
+    def look_ahead(self) -> None:
+        """Begins to ask for `definitions` beside whatever the caller does next, such as imports."""
+        if threading.active_count() == 1:
+            self._definitions = Beside(lambda: self.hypervisor.with_definitions())
+
+    def forget_ahead(self) -> None:
+        """What was seen ahead is no longer so."""
+        if self._definitions is not None:
+            self._definitions.drop()
+            self._definitions = None
+
+    def definitions(self) -> list[tuple[FoundMachine, FoundMachine]]:
+        """As the hypervisor's `with_definitions`; the first time, what `look_ahead` found. Raises HypervisorFailed."""
+        ahead, self._definitions = self._definitions, None
+        found = ahead.outcome() if ahead else None
+        return self.hypervisor.with_definitions() if found is None else found
 
     @property
     def state_dir(self) -> Path:
@@ -205,6 +226,7 @@ class Context:
         return bool(self.store.rows("SELECT 1 FROM journal LIMIT 1"))
 
     def close(self) -> None:
+        self.forget_ahead()
         if "hypervisor" in self.__dict__:
             self.hypervisor.close()
         for opened in self._opened:

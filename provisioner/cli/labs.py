@@ -12,6 +12,7 @@ import click
 from provisioner.cli import parameters, render
 from provisioner.cli.base import group
 from provisioner.cli.completion import machine_names
+from provisioner.cli.plugins import skip_plugins
 from provisioner.cli.run import changing, confirm, looking, tell
 from provisioner.errors import MacvmError, NotFound, PartlyDone, Usage
 from provisioner.model.names import printable
@@ -56,6 +57,7 @@ def _split(context: Context, targets: Sequence[str]) -> tuple[str, str, tuple[st
 
 def _load(context: Context, targets: Sequence[str]) -> tuple[Lab, tuple[str, ...]]:
     """The lab, and the VMs that are meant. Raises NotFound, Usage, LabMistakes."""
+    skip_plugins()
     from provisioner.actions.labs.file import load
 
     file, name, chosen = _split(context, targets)
@@ -76,7 +78,7 @@ def plan(targets: Sequence[str], exit_code: bool) -> None:
     """Show what `up` would do, from what there is now."""
     from provisioner.actions.labs import up
 
-    with looking() as (context, options):
+    with looking(definitions=True) as (context, options):
         wanted, only = _load(context, targets)
         found = up.look(context, wanted, only)
         _print_plan(found, options)
@@ -136,11 +138,11 @@ def up(
     if dry_run:
         from provisioner.actions.labs import preview
 
-        with looking() as (context, _):
+        with looking(definitions=True) as (context, _):
             wanted, only = _load(context, targets)
             click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only), Leave(restart, recreate))))
         return
-    with changing() as (context, options):
+    with changing(definitions=True) as (context, options):
         wanted, only = _load(context, targets)
         asked = bringing.Options(only, jobs or 0, Leave(restart, recreate))
         with showing(context, options) as watch:
@@ -215,7 +217,7 @@ def status(targets: Sequence[str]) -> None:
     """Show each thing of a lab, as it is wanted and as it is. Of a lab whose file is gone: what there is."""
     from provisioner.actions.labs import status as looked
 
-    with looking() as (context, options):
+    with looking(definitions=True) as (context, options):
         file, name, only = _split(context, targets)
         if name and not (file and Path(file).exists()):
             tell(f"note: the lab's file is gone, and with it what is wanted: {file or 'none was ever named'}")

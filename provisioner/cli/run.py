@@ -31,24 +31,29 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _open(options: Options, *, readonly: bool, libvirt: bool) -> Context:
+def _open(options: Options, *, readonly: bool, libvirt: bool, definitions: bool) -> Context:
     if options.verbose and not options.quiet:
         log.listen(options.verbose, lambda text: click.echo(text, err=True))
     context = open_context(options, readonly=readonly, say=tell)
     if context_hook:
         context_hook(context)
     # What a command imports below this, it imports while libvirt answers.
-    if libvirt and context.is_local:
+    if definitions and context.is_local:
+        context.look_ahead()
+    elif libvirt and context.is_local:
         context.hypervisor.open_ahead()
     return context
 
 
 @contextlib.contextmanager
-def looking(*, libvirt: bool = True, agents: bool = False) -> Iterator[tuple[Context, Options]]:
+def looking(
+    *, libvirt: bool = True, agents: bool = False, definitions: bool = False
+) -> Iterator[tuple[Context, Options]]:
     """For commands that change nothing: what is unfinished is said, and left as it is. `libvirt` False for those that
-    have nothing to ask it; `agents` for those that ask guest agents, which libvirt lets nobody do who may only look."""
+    have nothing to ask it; `agents` for those that ask guest agents, which libvirt lets nobody do who may only look;
+    `definitions` for those that ask for everybody's first of all."""
     options = options_of(click.get_current_context())
-    context = _open(options, readonly=not (agents and os.geteuid() == 0), libvirt=libvirt)
+    context = _open(options, readonly=not (agents and os.geteuid() == 0), libvirt=libvirt, definitions=definitions)
     try:
         if context.is_local:
             lines = unfinished.unfinished_lines(context)
@@ -64,10 +69,12 @@ def looking(*, libvirt: bool = True, agents: bool = False) -> Iterator[tuple[Con
 
 
 @contextlib.contextmanager
-def changing(*, recover: bool = True, libvirt: bool = True) -> Iterator[tuple[Context, Options]]:
+def changing(
+    *, recover: bool = True, libvirt: bool = True, definitions: bool = False
+) -> Iterator[tuple[Context, Options]]:
     """For commands that change something: what a killed macvm left is settled first. SIGTERM undoes, as Ctrl+C does."""
     options = options_of(click.get_current_context())
-    context = _open(options, readonly=False, libvirt=libvirt)
+    context = _open(options, readonly=False, libvirt=libvirt, definitions=definitions)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         if not context.is_local:
@@ -75,6 +82,7 @@ def changing(*, recover: bool = True, libvirt: bool = True) -> Iterator[tuple[Co
         if recover and context.is_local and context.has_unfinished:
             from provisioner.actions import recovery
 
+            context.forget_ahead()
             for line in recovery.recover(context):
                 tell(line)
         with _recorded():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ pytestmark = pytest.mark.xdist_group("labs")
 DEFAULTS = "defaults: {image: tiny, memory: 128M, virt_type: qemu, ssh_keys: []}\n"
 LAN = "networks: {lan: {parent: eth0, subnets: [192.0.2.0/24]}}\n"
 TWO = f"lab: two\n{DEFAULTS}{LAN}vms: {{web: {{count: 2, start: false, nics: [{{network: lan}}]}}}}\n"
+
+#: Nobody's, of a name that the lab has.
+THEIRS = '<domain type="qemu"><name>web-2</name><memory unit="MiB">16</memory><os><type>hvm</type></os></domain>'
 
 
 class Lab:
@@ -321,6 +325,53 @@ def test_of_two_ups_one_waits_and_says_for_whom(lab: Lab) -> None:
         r"waiting for macvm lab up two, process \d+, since \d\d:\d\d:\d\d\ntwo: nothing to change\n", second
     )
     lab.down("two")
+
+
+#: Has a lab's lock, as a command that changes it does.
+HOLD = """
+import time
+from provisioner.context import Options, open_context
+with open_context(Options(), readonly=True).lock("lab-two"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def _until(said: Callable[[], str], wanted: str) -> None:
+    deadline = time.monotonic() + 60
+    while wanted not in said():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def held(host: KvmHost) -> Iterator[None]:
+    with host.node.start([sys.executable, "-c", HOLD]) as holder:
+        _until(lambda: holder.stdout, "held")
+        yield
+
+
+def test_nobody_is_waited_for_where_there_is_nothing_to_change(lab: Lab) -> None:
+    lab.up(file=TWO)
+    before = lab.host.sh("sqlite3 /var/lib/macvm/macvm.db .dump")
+    with held(lab.host):
+        assert lab.up() == "two: nothing to change\n"
+    assert lab.host.sh("sqlite3 /var/lib/macvm/macvm.db .dump") == before
+    lab.down("two")
+
+
+def test_what_was_seen_before_a_wait_is_looked_at_again(lab: Lab) -> None:
+    host = lab.host
+    lab.write(TWO)
+    with contextlib.ExitStack() as stack:
+        with held(host):
+            waiting = stack.enter_context(host.node.start(["macvm", "lab", "up", str(lab.path)]))
+            _until(lambda: waiting.stderr, "waiting for")
+            host.sh(f"virsh define /dev/stdin <<< '{THEIRS}'")
+        assert waiting.wait(60) == 4, waiting.stderr
+        [(error, _)] = complaints(waiting.stderr.partition("\n")[2])
+    assert error.startswith("there is a VM web-2 already")
+    host.sh("virsh undefine web-2")
 
 
 def test_what_others_made_is_used_and_left(lab: Lab) -> None:

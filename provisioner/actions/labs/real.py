@@ -4,11 +4,10 @@ a network, a shim or an endpoint is a matter of memory."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import NamedTuple
 
-from provisioner.actions import endpoint_spaces as spaces
 from provisioner.actions import shims
-from provisioner.actions.catalogue import find_entry
 from provisioner.actions.labs import host_side
 from provisioner.actions.labs.host_side import Unserved
 from provisioner.actions.parents import Links
@@ -69,6 +68,8 @@ class RealMachine(NamedTuple):
 
     def _entry(self) -> CatalogueEntry | None:
         # Looked up where it matters: a catalogue takes 10 ms to read.
+        from provisioner.actions.catalogue import find_entry
+
         marks = self.now.marks
         return find_entry(marks.image.partition(":")[0]) if marks and marks.image else None
 
@@ -103,7 +104,7 @@ class Real(NamedTuple):
 def look(context: Context, lab: str, links: Links) -> Real:
     """Changes nothing. `links` are the host's."""
     store = context.reading_store
-    found = context.hypervisor.with_definitions()
+    found = context.definitions()
     mine = [pair for pair in found if pair[0].marks and pair[0].marks.lab == lab]
     strangers = frozenset(now.name for now, _ in found) - {now.name for now, _ in mine}
     if store is None:
@@ -111,7 +112,8 @@ def look(context: Context, lab: str, links: Links) -> Real:
     told = _told(store)
     modes = {link.name: link.mode for link in links.all}
     sizes = {image.digest: image.virtual_size for image in store.images()}
-    machines = {now.name: _machine(context, now, saved, told, modes, sizes) for now, saved in mine}
+    folder = context.machines_dir
+    machines = {now.name: _machine(folder, now, saved, told, modes, sizes) for now, saved in mine}
     with_shim = {link.name for link in shims.with_shim(links.all)}
     endpoints, made = _endpoints(store), Labs(store).things()
     held = {name: [nic.told for nic in one.nics if nic.told] for name, one in machines.items() if one.runs}
@@ -149,6 +151,8 @@ def _endpoints(store: Store) -> dict[str, RealEndpoint]:
 
 
 def _is_there(endpoint: Endpoint) -> bool:
+    from provisioner.actions import endpoint_spaces as spaces
+
     try:
         return spaces.is_there(endpoint)
     except Unable:
@@ -156,7 +160,7 @@ def _is_there(endpoint: Endpoint) -> bool:
 
 
 def _machine(
-    context: Context,
+    folder: Path,
     now: FoundMachine,
     saved: FoundMachine,
     told: Mapping[str, str],
@@ -168,7 +172,7 @@ def _machine(
         now=now,
         saved=saved,
         nics=_nics(now, saved, told, modes),
-        disk_size=disks.virtual_size(context.machines_dir / now.uuid / "disk.qcow2"),
+        disk_size=disks.virtual_size(folder / now.uuid / "disk.qcow2"),
         base_size=sizes.get(marks.base, 0) if marks else 0,
     )
 

@@ -6,19 +6,22 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from provisioner.actions.labs import real
 from provisioner.actions.labs.changes import Change, Leave, Plan
 from provisioner.actions.labs.plan import plan
-from provisioner.actions.labs.runner import Watch
 from provisioner.actions.labs.wanted import placed, wanted_by
 from provisioner.actions.labs.wishes import Lab
 from provisioner.actions.parents import Links
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
+from provisioner.errors import MacvmError
 from provisioner.host.labs import Labs, make_key
+
+if TYPE_CHECKING:
+    from provisioner.actions.labs.runner import Watch
 
 #: Seconds between two looks at what a killed macvm left, and libvirt may still carry out.
 _LOOK_AGAIN = 1.0
@@ -55,12 +58,16 @@ class Outcome(NamedTuple):
 def look(context: Context, lab: Lab, only: Sequence[str] = ()) -> Plan:
     """What `up` would do. Changes nothing. Raises Problems, NotFound."""
     context.require_local("looking at a lab")
-    links = Links.read()
-    found = plan(wanted_by(context, lab, links), real.look(context, lab.name, links), only)
+    found = _plan(context, lab, only)
     new = [work.wanted.request for work in found.machines if work.wanted and (work.real is None or work.recreate)]
     if new:
         _check_images(context, lab, new)
     return found
+
+
+def _plan(context: Context, lab: Lab, only: Sequence[str]) -> Plan:
+    links = Links.read()
+    return plan(wanted_by(context, lab, links), real.look(context, lab.name, links), only)
 
 
 def _check_images(context: Context, lab: Lab, new: Sequence[CreateRequest]) -> None:
@@ -83,6 +90,8 @@ def changing(context: Context, name: str, path: str, doing: str) -> Iterator[boo
     with context.lock(f"lab-{name}", waiting=waiting):
         is_new = labs.find(name) is None
         labs.hold(name, path, f"macvm lab {doing} {name}, process {os.getpid()}, since {time.strftime('%H:%M:%S')}")
+        # What was seen before may have been changed by whoever held it.
+        context.forget_ahead()
         yield is_new
 
 
@@ -95,6 +104,9 @@ def up(
     """
     context.require_local_root("bringing a lab up")
     path = str(lab.path.absolute()) if lab.path else ""
+    settled = _settled(context, lab, path, options.only)
+    if settled:
+        return Outcome(settled, (), (), (), False)
     with changing(context, lab.name, path, "up") as is_new:
         make_key(context.state_dir)
         _settle(context, {request.name for request in lab.machines})
@@ -113,6 +125,18 @@ def up(
         from provisioner.actions.labs.bringing import Bringing
 
         return Bringing(context, lab, found, options, watch).all()
+
+
+def _settled(context: Context, lab: Lab, path: str, only: Sequence[str]) -> Plan | None:
+    """The plan of a lab that is as it should be: nobody is waited for then, and nothing is written down."""
+    stored = Labs(context.store).find(lab.name)
+    if stored is None or path not in ("", stored.path) or context.has_unfinished:
+        return None
+    try:
+        found = _plan(context, lab, only)
+    except MacvmError:
+        return None  # said of what is there once nobody else changes it
+    return None if found.changes else found
 
 
 def _settle(context: Context, names: set[str]) -> None:
