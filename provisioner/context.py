@@ -132,7 +132,11 @@ class Context:
     def look_ahead(self) -> None:
         """Begins to ask for `definitions` beside whatever the caller does next, such as imports."""
         if threading.active_count() == 1:
-            self._definitions = Beside(lambda: self.hypervisor.with_definitions())
+            self._definitions = Beside(self._look)
+
+    def _look(self) -> list[tuple[FoundMachine, FoundMachine]]:
+        with contextlib.closing(self.hypervisor):
+            return self.hypervisor.with_definitions()
 
     def forget_ahead(self) -> None:
         """What was seen ahead is no longer so."""

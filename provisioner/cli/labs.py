@@ -76,9 +76,9 @@ def _load(context: Context, targets: Sequence[str]) -> tuple[Lab, tuple[str, ...
 @click.option("--exit-code", is_flag=True, help="End with 8 when there are changes.")
 def plan(targets: Sequence[str], exit_code: bool) -> None:
     """Show what `up` would do, from what there is now."""
-    from provisioner.actions.labs import up
-
     with looking(definitions=True) as (context, options):
+        from provisioner.actions.labs import up  # while libvirt is asked
+
         wanted, only = _load(context, targets)
         found = up.look(context, wanted, only)
         _print_plan(found, options)
@@ -131,18 +131,21 @@ def up(
 
     What can change while guests run, does. The rest is named, and done with --restart or --recreate.
     """
-    from provisioner.actions.labs import up as bringing
-    from provisioner.actions.labs.changes import Leave
-    from provisioner.cli.lab_progress import showing
-
+    # What is imported inside is imported while libvirt is asked.
     if dry_run:
-        from provisioner.actions.labs import preview
-
         with looking(definitions=True) as (context, _):
+            from provisioner.actions.labs import preview
+            from provisioner.actions.labs import up as bringing
+            from provisioner.actions.labs.changes import Leave
+
             wanted, only = _load(context, targets)
             click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only), Leave(restart, recreate))))
         return
     with changing(definitions=True) as (context, options):
+        from provisioner.actions.labs import up as bringing
+        from provisioner.actions.labs.changes import Leave
+        from provisioner.cli.lab_progress import showing
+
         wanted, only = _load(context, targets)
         asked = bringing.Options(only, jobs or 0, Leave(restart, recreate))
         with showing(context, options) as watch:
@@ -215,9 +218,9 @@ def _end(done: Sequence[object], problems: Sequence[str], hints: Sequence[str], 
 @_TARGETS
 def status(targets: Sequence[str]) -> None:
     """Show each thing of a lab, as it is wanted and as it is. Of a lab whose file is gone: what there is."""
-    from provisioner.actions.labs import status as looked
-
     with looking(definitions=True) as (context, options):
+        from provisioner.actions.labs import status as looked  # while libvirt is asked
+
         file, name, only = _split(context, targets)
         if name and not (file and Path(file).exists()):
             tell(f"note: the lab's file is gone, and with it what is wanted: {file or 'none was ever named'}")

@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable
 from typing import Any, Generic, NoReturn, TypeVar
 
+from provisioner.errors import MacvmError
+
 T = TypeVar("T")
 
 
@@ -26,11 +28,15 @@ class Beside(Generic[T]):
         os.close(writing)
 
     def outcome(self) -> T | None:
-        """Waits for what came of it, and is asked once. None where it failed: whoever tries again learns why."""
+        """Waits for what came of it, and is asked once. None where the child was killed, or failed in an unknown way:
+        whoever tries again learns why. Raises the MacvmError that `work` did."""
         with open(self._reading, "rb") as file:
             answer = file.read()
         _, status = os.waitpid(self._child, 0)
-        found: T | None = pickle.loads(answer) if status == 0 else None
+        outcome: tuple[T | None, MacvmError | None] = pickle.loads(answer) if status == 0 else (None, None)
+        found, error = outcome
+        if error is not None:
+            raise error
         return found
 
     def drop(self) -> None:
@@ -43,7 +49,12 @@ class Beside(Generic[T]):
 def _do(work: Callable[[], Any], writing: int) -> NoReturn:
     status = 1
     try:
-        answer = pickle.dumps(work())
+        outcome: tuple[Any, MacvmError | None]
+        try:
+            outcome = work(), None
+        except MacvmError as error:
+            outcome = None, error
+        answer = pickle.dumps(outcome)
         with open(writing, "wb") as file:
             file.write(answer)
         status = 0

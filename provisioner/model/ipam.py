@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Iterable
+from collections.abc import Callable, Container, Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from provisioner.model.network import Subnet
@@ -31,7 +32,8 @@ class Pool(NamedTuple):
         return int(self.first) <= int(address) <= int(self.last)
 
 
-def pool_of(subnet: Subnet, reserved: Collection[Address] = ()) -> Pool:
+@lru_cache(maxsize=64)  # a lab asks for its networks' once for each NIC
+def pool_of(subnet: Subnet, reserved: frozenset[Address] = frozenset()) -> Pool:
     """What a subnet has to give out: its range, but for the subnet's own network and broadcast address, its gateway and
     what is reserved.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -266,12 +267,21 @@ def test_wait_ends_when_its_time_is_up(clean: KvmHost) -> None:
 
 # --- libvirt hangs, ends, or is elsewhere ---------------------------------------------------------------------------
 
+LAB = "lab: one\nvms: {one: {image: tiny, start: false}}\n"
 
-def test_a_libvirtd_that_hangs(clean: KvmHost, web: str) -> None:
+
+def test_a_libvirtd_that_hangs(clean: KvmHost, web: str, tmp_path: Path) -> None:
+    lab = tmp_path / "macvm.yaml"
+    lab.write_text(LAB)
     clean.sh("kill -STOP $(pgrep -x libvirtd)")
     try:
         started = time.monotonic()
-        done = clean.macvm("list", "-o", "json", status=6)
+        with clean.node.start(["macvm", "lab", "plan", str(lab)]) as plan:
+            done = clean.macvm("list", "-o", "json", status=6)
+            # Who looked ahead does not wait a second time.
+            assert plan.wait(12) == 6
+            ((error, _),) = complaints(plan.stderr)
+            assert "does not answer" in error
         assert time.monotonic() - started < 12
     finally:
         clean.sh("kill -CONT $(pgrep -x libvirtd)")
@@ -281,11 +291,17 @@ def test_a_libvirtd_that_hangs(clean: KvmHost, web: str) -> None:
     assert len(complaints(done.stderr)) == 1
 
 
-def test_a_libvirtd_that_is_gone(fresh_box: Sandbox) -> None:
+def test_a_libvirtd_that_is_gone(fresh_box: Sandbox, tmp_path: Path) -> None:
+    lab = tmp_path / "macvm.yaml"
+    lab.write_text(LAB)
     host = KvmHost(fresh_box)
     host.sh("kill -KILL $(pgrep -x libvirtd); while pgrep -x libvirtd; do sleep 0.01; done")
     for words in (("list",), ("show", "web"), ("create", "web"), ("delete", "-y", "web"), ("start", "web")):
         ((error, hint),) = complaints(host.macvm(*words, status=6).stderr)
+        assert "libvirt" in error
+        assert "systemctl" in hint
+    for word in ("plan", "up", "status"):
+        ((error, hint),) = complaints(host.macvm("lab", word, lab, status=6).stderr)
         assert "libvirt" in error
         assert "systemctl" in hint
 

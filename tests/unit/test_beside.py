@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from provisioner.errors import HypervisorFailed
 from provisioner.host.beside import Beside
 
 
@@ -22,7 +24,7 @@ def _children() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _nothing_left() -> None:
+def _nothing_left() -> Iterator[None]:
     before = _open_files(), _children()
     yield
     assert (_open_files(), _children()) == before
@@ -48,6 +50,15 @@ def test_more_than_a_pipe_holds() -> None:
 )
 def test_what_fails_comes_to_nothing(work: object) -> None:
     assert Beside(work).outcome() is None  # type: ignore[arg-type]
+
+
+def test_our_own_errors_come_over_whole() -> None:
+    def work() -> None:
+        raise HypervisorFailed("libvirt refused", "look there")
+
+    with pytest.raises(HypervisorFailed) as raised:
+        Beside(work).outcome()
+    assert (raised.value.message, raised.value.hint) == ("libvirt refused", "look there")
 
 
 def test_nobody_waits_for_what_is_dropped() -> None:

@@ -61,7 +61,7 @@ def subnet(text: str, gateway: str = "", range_: str = "") -> Subnet:
     ],
 )
 def test_a_pool(one: Subnet, reserved: str, size: int, free: str, kept: str) -> None:
-    pool = pool_of(one, [ip(word) for word in reserved.split()])
+    pool = pool_of(one, frozenset(ip(word) for word in reserved.split()))
     assert pool.size == size
     assert [word for word in free.split() if ip(word) not in pool] == []
     assert [word for word in kept.split() if ip(word) in pool] == []
@@ -134,7 +134,11 @@ NETWORKS = (
         subnets=(subnet("198.51.100.8/31"), subnet("198.51.100.77/32"), subnet("2001:db8:0:2::9/128")),
     ),
 )
-POOLS = {(network.name, one): pool_of(one, network.never_given()) for network in NETWORKS for one in network.subnets}
+POOLS = {
+    (network.name, one): pool_of(one, frozenset(network.never_given()))
+    for network in NETWORKS
+    for one in network.subnets
+}
 #: What may be given by hand, each pool's first addresses and the one before: in its network, or on the bare parent.
 BY_HAND = sorted(
     {ip(int(pool.first) + step) for pool in POOLS.values() for step in range(min(8, pool.size + 2))}, key=str

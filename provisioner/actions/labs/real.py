@@ -172,7 +172,7 @@ def _machine(
         now=now,
         saved=saved,
         nics=_nics(now, saved, told, modes),
-        disk_size=disks.virtual_size(folder / now.uuid / "disk.qcow2"),
+        disk_size=disks.virtual_size(folder / f"{now.uuid}/disk.qcow2"),
         base_size=sizes.get(marks.base, 0) if marks else 0,
     )
 

@@ -17,7 +17,7 @@ from provisioner.actions.parents import Links
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
-from provisioner.errors import MacvmError
+from provisioner.errors import HypervisorFailed, MacvmError
 from provisioner.host.labs import Labs, make_key
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ def _settled(context: Context, lab: Lab, path: str, only: Sequence[str]) -> Plan
         return None
     try:
         found = _plan(context, lab, only)
+    except HypervisorFailed:
+        raise
     except MacvmError:
         return None  # said of what is there once nobody else changes it
     return None if found.changes else found
