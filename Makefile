@@ -54,7 +54,7 @@ check: setup
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -n 2 --dist loadfile tests/unit tests/golden tests/netns tests/sandbox tests/kernel
+	$(BIN)/pytest -n 3 --dist loadfile tests/unit tests/golden tests/netns tests/sandbox tests/kernel
 
 demo: setup
 	@$(BIN)/macvm sandbox run -- sh templates/demo.sh
