@@ -23,15 +23,15 @@ _UNITS = (
 
 #: Once for a host. What is enabled outlasts a boot; the sandbox's own libvirtd makes room for the unit.
 _PREPARE = rf"""
-[ ! -e /var/lib/units ] || exit 0
+[ ! -e /etc/units ] || exit 0
 kill $(pgrep -x 'libvirtd|virtlogd')
 timeout 30 sh -c "while pgrep -x 'libvirtd|virtlogd'; do sleep 0.05; done" >/dev/null
 set -e
 mount -t tmpfs -o mode=755 units /etc/systemd/system
-mkdir -p /var/lib/units/sysinit.target.wants /etc/systemd/journald.conf.d
-ln -s $(printf '/lib/systemd/system/%s ' {_UNITS}) /var/lib/units
-ln -s /lib/systemd/system/systemd-journald.service /var/lib/units/sysinit.target.wants
-printf '[Unit]\nDefaultDependencies=no\nRequires=shutdown.target\nAfter=shutdown.target\n' >/var/lib/units/halted.target
+mkdir -p /etc/units/sysinit.target.wants /etc/systemd/journald.conf.d
+ln -s $(printf '/lib/systemd/system/%s ' {_UNITS}) /etc/units
+ln -s /lib/systemd/system/systemd-journald.service /etc/units/sysinit.target.wants
+printf '[Unit]\nDefaultDependencies=no\nRequires=shutdown.target\nAfter=shutdown.target\n' >/etc/units/halted.target
 printf '[Journal]\nStorage=volatile\n' >/etc/systemd/journald.conf.d/own.conf
 systemctl --root=/ --quiet enable libvirtd.service
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
@@ -46,7 +46,7 @@ mount -t proc proc /proc
 mount -t tmpfs -o mode=755 run /run; mkdir /run/lock
 umount /sys/fs/cgroup; mount -t cgroup2 cgroup2 /sys/fs/cgroup; mount -o remount,bind,ro /sys
 mount --bind /proc/sys /proc/sys; mount --bind /proc/sys/net /proc/sys/net; mount -o remount,bind,ro /proc/sys
-exec env -i PATH="$PATH" container=macvm SYSTEMD_UNIT_PATH=/etc/systemd/system:/var/lib/units \
+exec env -i PATH="$PATH" container=macvm SYSTEMD_UNIT_PATH=/etc/systemd/system:/etc/units \
   /lib/systemd/systemd --system --unit=multi-user.target
 """
 

@@ -14,7 +14,7 @@ from provisioner.host.sandbox.mounts import cover
 from provisioner.host.sandbox.node import Node
 from provisioner.host.sandbox.processes import PATH, spawn
 
-_OWN_DIRECTORIES = ("/var/lib/macvm", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
+_OWN_DIRECTORIES = ("/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 _QEMU_CONF = """\
 namespaces = []
 cgroup_controllers = []
@@ -48,6 +48,7 @@ def own_libvirt() -> None:
     os.makedirs("/etc/macvm", exist_ok=True)
     mount("tmpfs", "/etc/libvirt", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
     mount("tmpfs", "/etc/macvm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=755")
+    cover("/var/lib/macvm", folders=False)
     for directory in _OWN_DIRECTORIES:
         cover(directory)
     for path, content in kept.items():

@@ -67,14 +67,14 @@ def own_run() -> None:
     os.chmod("/run/lock", 0o1777)
 
 
-def cover(directory: str) -> None:
-    """An empty tmpfs over a directory, with the directories in it made again, owners and modes too."""
+def cover(directory: str, *, folders: bool = True) -> None:
+    """An empty tmpfs over a directory; with `folders` those in it are made again, owners and modes too."""
     if not os.path.isdir(directory):
         _mirror(os.path.dirname(directory))
         os.mkdir(directory, 0o755)
     own = os.stat(directory)
     with os.scandir(directory) as entries:
-        below = [(entry.name, entry.stat()) for entry in entries if entry.is_dir(follow_symlinks=False)]
+        below = [(entry.name, entry.stat()) for entry in entries if folders and entry.is_dir(follow_symlinks=False)]
     mount("tmpfs", directory, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={stat.S_IMODE(own.st_mode):o}")
     for name, like in below:
         path = f"{directory}/{name}"
