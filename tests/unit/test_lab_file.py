@@ -709,26 +709,33 @@ def test_only_lab_commands_import_what_reads_labs() -> None:
     assert (ran.stdout, ran.stderr) == ("[]\n", "")
 
 
-PLUGINS = """
-import sys
-from pathlib import Path
-from provisioner.cli.plugins import skip_plugins
-if sys.argv[1] == "looked for in another way":
-    sys.modules["pydantic.plugin._loader"] = None
-skip_plugins()
-if sys.modules["pydantic.plugin._loader"] is None:
-    del sys.modules["pydantic.plugin._loader"]
-from provisioner.actions.labs.file import parse
-print(parse(b"lab: one", Path("one.yaml"), {}).name, *sorted(sys.modules.keys() & {"importlib.metadata", "email"}))
-import importlib.metadata
-print(importlib.metadata.version("click") > "8")
-"""
+def _ran_without_plugins(code: str, **environment: str) -> tuple[str, str]:
+    code = f"import sys\nfrom provisioner.cli.plugins import skip_plugins\nskip_plugins()\n{code}\n"
+    code += "print('email' in sys.modules)\nimport importlib.metadata\nassert importlib.metadata.version('click')"
+    argv = [sys.executable, "-c", code]
+    ran = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+    return ran.stdout, ran.stderr
+
+
+def test_no_package_is_searched_for_plugins() -> None:
+    code = "from pathlib import Path\nfrom provisioner.actions.labs.file import parse\n"
+    code += "print(parse(b'lab: one', Path('one.yaml'), {}).name)"
+    assert _ran_without_plugins(code) == ("one\nFalse\n", "")
 
 
 @pytest.mark.parametrize(
-    ("how", "imported"), [("as now", ""), ("looked for in another way", " email importlib.metadata")]
+    ("search", "told"),
+    [
+        ("[*found.entry_points(group='pydantic')]", "[]\nFalse\n"),
+        ("[one.entry_points for one in found.distributions()]", "[]\nFalse\n"),  # before 2.14
+        ("found.version('click') > '8'", "True\nTrue\n"),
+    ],
 )
-def test_no_package_is_searched_for_plugins(how: str, imported: str) -> None:
-    command = [sys.executable, "-c", PLUGINS, how]
-    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert (ran.stdout, ran.stderr) == (f"one{imported}\nTrue\n", "")
+def test_a_pydantic_that_cannot_be_told_of_no_plugins_looks_for_them(search: str, told: str, tmp_path: Path) -> None:
+    loader = tmp_path / "pydantic/plugin/_loader.py"
+    loader.parent.mkdir(parents=True)
+    for folder in (loader.parent, loader.parent.parent):
+        (folder / "__init__.py").touch()
+    loader.write_text(f"import importlib.metadata as found\ndef get_plugins(): return {search}\n")
+    code = "from pydantic.plugin._loader import get_plugins\nprint(get_plugins())"
+    assert _ran_without_plugins(code, PYTHONPATH=str(tmp_path)) == (told, "")
