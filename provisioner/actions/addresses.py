@@ -33,7 +33,7 @@ class Segment(NamedTuple):
     def pool(self, subnet: Subnet) -> Pool:
         from provisioner.model.ipam import pool_of  # which a NIC on a bare parent has no use for
 
-        return pool_of(subnet, self.reserved | self.network.never_given())
+        return pool_of(subnet, self.network.never_given() | self.reserved)
 
 
 def look_at(context: Context, name: str) -> Segment:

@@ -83,10 +83,10 @@ class Network(NamedTuple):
             return "a name server"
         return next((name for name, kept in self.reserved if kept == address), None)
 
-    def never_given(self) -> set[Address]:
+    def never_given(self) -> frozenset[Address]:
         """Gateways, name servers and reserved addresses."""
-        gateways = {one.gateway for one in self.subnets if one.gateway}
-        return gateways | set(self.dns) | {address for _, address in self.reserved}
+        gateways = (one.gateway for one in self.subnets if one.gateway)
+        return frozenset((*gateways, *self.dns, *(address for _, address in self.reserved)))
 
     def to_json(self) -> str:
         """For the store: what `from_json` makes a network of again."""

@@ -134,11 +134,7 @@ NETWORKS = (
         subnets=(subnet("198.51.100.8/31"), subnet("198.51.100.77/32"), subnet("2001:db8:0:2::9/128")),
     ),
 )
-POOLS = {
-    (network.name, one): pool_of(one, frozenset(network.never_given()))
-    for network in NETWORKS
-    for one in network.subnets
-}
+POOLS = {(network.name, one): pool_of(one, network.never_given()) for network in NETWORKS for one in network.subnets}
 #: What may be given by hand, each pool's first addresses and the one before: in its network, or on the bare parent.
 BY_HAND = sorted(
     {ip(int(pool.first) + step) for pool in POOLS.values() for step in range(min(8, pool.size + 2))}, key=str

@@ -1,4 +1,8 @@
-"""The keys of a lab file, as pydantic's models: what checks a file, and what the JSON schema is made from."""
+"""The keys of a lab file, as pydantic's models: what checks a file, and what the JSON schema is made from.
+
+Annotations are values here, and not texts, which pydantic would compile one by one; the default of `defaults` is not
+validated, for which its form's validator would be made twice. Every lab command waits for both.
+"""
 
 from pathlib import Path
 from typing import Annotated, Any, Self
