@@ -98,6 +98,11 @@ def _nothing(_: Any) -> None:
     return None
 
 
+def _byte(name: str) -> int:
+    # Two names may share a byte: that costs a wait, nothing else.
+    return zlib.crc32(name.encode()) % 1024
+
+
 @dataclass
 class Context:
     """What an action works with.
@@ -114,8 +119,8 @@ class Context:
     clock: Callable[[], float] = time.monotonic
     promised: frozenset[Address] = frozenset()
     coming: tuple[Network, ...] = ()
-    _opened: list[Store] = field(default_factory=list)
-    _definitions: Beside[list[tuple[FoundMachine, FoundMachine]]] | None = None
+    _opened: list[Store] = field(init=False, default_factory=list)
+    _ahead: Beside[list[tuple[FoundMachine, FoundMachine]]] | None = field(init=False, default=None)
 
     @property
     def is_local(self) -> bool:
@@ -130,25 +135,26 @@ class Context:
         return Hypervisor(self.settings.connect, readonly=self.readonly)
 
     def look_ahead(self) -> None:
-        """Begins to ask for `definitions` beside whatever the caller does next, such as imports."""
+        """Begins to ask libvirt for `definitions_ahead` beside whatever the caller does next, such as imports."""
         if threading.active_count() == 1:
-            self._definitions = Beside(self._look)
+            with contextlib.suppress(OSError):  # no room for another process: `definitions_ahead` are None
+                self._ahead = Beside(self._look)
 
     def _look(self) -> list[tuple[FoundMachine, FoundMachine]]:
         with contextlib.closing(self.hypervisor):
             return self.hypervisor.with_definitions()
 
-    def forget_ahead(self) -> None:
-        """What was seen ahead is no longer so."""
-        if self._definitions is not None:
-            self._definitions.drop()
-            self._definitions = None
+    def definitions_ahead(self) -> list[tuple[FoundMachine, FoundMachine]] | None:
+        """The hypervisor's `with_definitions` as they were after `look_ahead`: old by what has been done since. Once;
+        None where nothing was seen. Raises HypervisorFailed."""
+        ahead, self._ahead = self._ahead, None
+        return ahead.outcome() if ahead else None
 
-    def definitions(self) -> list[tuple[FoundMachine, FoundMachine]]:
-        """As the hypervisor's `with_definitions`; the first time, what `look_ahead` found. Raises HypervisorFailed."""
-        ahead, self._definitions = self._definitions, None
-        found = ahead.outcome() if ahead else None
-        return self.hypervisor.with_definitions() if found is None else found
+    def forget_ahead(self) -> None:
+        """What was seen ahead may be no longer so."""
+        ahead, self._ahead = self._ahead, None
+        if ahead:
+            ahead.drop()
 
     @property
     def state_dir(self) -> Path:
@@ -195,15 +201,17 @@ class Context:
     @contextlib.contextmanager
     def lock(self, name: str, waiting: str = "") -> Iterator[None]:
         """Holds a named lock over all macvm processes of this state directory; says `waiting` where another has it."""
-        # Two names may share a byte: that costs a wait, nothing else.
-        byte = zlib.crc32(name.encode()) % 1024
-        if waiting and locks.is_locked(self.state_dir, byte):
+        if waiting and self.is_locked(name):
             self.say(waiting)
-        held = locks.wait_for_lock(self.state_dir, byte)
+        held = locks.wait_for_lock(self.state_dir, _byte(name))
         try:
             yield
         finally:
             os.close(held)
+
+    def is_locked(self, name: str) -> bool:
+        """Whether another has it."""
+        return locks.is_locked(self.state_dir, _byte(name))
 
     def require_local(self, doing: str) -> None:
         """Raises Unable for a remote or session libvirt."""

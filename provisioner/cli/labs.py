@@ -218,9 +218,9 @@ def _end(done: Sequence[object], problems: Sequence[str], hints: Sequence[str], 
 @_TARGETS
 def status(targets: Sequence[str]) -> None:
     """Show each thing of a lab, as it is wanted and as it is. Of a lab whose file is gone: what there is."""
-    with looking(definitions=True) as (context, options):
-        from provisioner.actions.labs import status as looked  # while libvirt is asked
+    from provisioner.actions.labs import status as looked
 
+    with looking() as (context, options):
         file, name, only = _split(context, targets)
         if name and not (file and Path(file).exists()):
             tell(f"note: the lab's file is gone, and with it what is wanted: {file or 'none was ever named'}")
@@ -268,6 +268,8 @@ def down(targets: Sequence[str], jobs: int | None, keep_disks: bool, dry_run: bo
 
 def _find(context: Context, targets: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
     from provisioner.actions.labs import down as taking
+
+    skip_plugins()
     from provisioner.actions.labs.file import load
 
     file, name, only = _split(context, targets)

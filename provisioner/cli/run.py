@@ -38,9 +38,9 @@ def _open(options: Options, *, readonly: bool, libvirt: bool, definitions: bool)
     if context_hook:
         context_hook(context)
     # What a command imports below this, it imports while libvirt answers.
-    if definitions and context.is_local:
+    if context.is_local and definitions and not options.verbose:  # which wants to hear of calls as they are made
         context.look_ahead()
-    elif libvirt and context.is_local:
+    elif context.is_local and libvirt:
         context.hypervisor.open_ahead()
     return context
 
@@ -51,7 +51,7 @@ def looking(
 ) -> Iterator[tuple[Context, Options]]:
     """For commands that change nothing: what is unfinished is said, and left as it is. `libvirt` False for those that
     have nothing to ask it; `agents` for those that ask guest agents, which libvirt lets nobody do who may only look;
-    `definitions` for those that ask for everybody's first of all."""
+    `definitions` for those that have nothing to do where all machines are defined as they should be."""
     options = options_of(click.get_current_context())
     context = _open(options, readonly=not (agents and os.geteuid() == 0), libvirt=libvirt, definitions=definitions)
     try:

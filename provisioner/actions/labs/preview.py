@@ -5,7 +5,6 @@ from __future__ import annotations
 import ipaddress
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 
 from provisioner.actions import endpoint_plan, endpoint_preview, networks, nics, preview, script, shim_preview, vlans
@@ -28,7 +27,8 @@ def up(context: Context, found: Plan, leave: Leave) -> list[str]:
     """Raises nothing that `up` would not."""
     if not found.changes:
         return ["# nothing to change"]
-    return script.once(_Up(replace(context, coming=found.networks_new), found, leave).lines())
+    context.coming = found.networks_new
+    return script.once(_Up(context, found, leave).lines())
 
 
 class _Up:

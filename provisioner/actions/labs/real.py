@@ -3,7 +3,7 @@ a network, a shim or an endpoint is a matter of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,10 +101,12 @@ class Real(NamedTuple):
     unserved: Mapping[str, tuple[Unserved, ...]] = {}
 
 
-def look(context: Context, lab: str, links: Links) -> Real:
-    """Changes nothing. `links` are the host's."""
+def look(
+    context: Context, lab: str, links: Links, found: Sequence[tuple[FoundMachine, FoundMachine]] | None = None
+) -> Real:
+    """Changes nothing. `links` are the host's, `found` the hypervisor's `with_definitions` where those are known."""
     store = context.reading_store
-    found = context.definitions()
+    found = context.hypervisor.with_definitions() if found is None else found
     mine = [pair for pair in found if pair[0].marks and pair[0].marks.lab == lab]
     strangers = frozenset(now.name for now, _ in found) - {now.name for now, _ in mine}
     if store is None:
@@ -172,7 +174,7 @@ def _machine(
         now=now,
         saved=saved,
         nics=_nics(now, saved, told, modes),
-        disk_size=disks.virtual_size(folder / f"{now.uuid}/disk.qcow2"),
+        disk_size=disks.virtual_size(folder / now.uuid / "disk.qcow2"),
         base_size=sizes.get(marks.base, 0) if marks else 0,
     )
 

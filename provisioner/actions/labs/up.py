@@ -17,8 +17,9 @@ from provisioner.actions.parents import Links
 from provisioner.actions.request import CreateRequest
 from provisioner.actions.wiring import Findings
 from provisioner.context import Context
-from provisioner.errors import HypervisorFailed, MacvmError
+from provisioner.errors import MacvmError
 from provisioner.host.labs import Labs, make_key
+from provisioner.model.found import FoundMachine
 
 if TYPE_CHECKING:
     from provisioner.actions.labs.runner import Watch
@@ -58,16 +59,34 @@ class Outcome(NamedTuple):
 def look(context: Context, lab: Lab, only: Sequence[str] = ()) -> Plan:
     """What `up` would do. Changes nothing. Raises Problems, NotFound."""
     context.require_local("looking at a lab")
-    found = _plan(context, lab, only)
+    found = _nothing_to_do(context, lab, only) or _plan(context, lab, only)
     new = [work.wanted.request for work in found.machines if work.wanted and (work.real is None or work.recreate)]
     if new:
         _check_images(context, lab, new)
     return found
 
 
-def _plan(context: Context, lab: Lab, only: Sequence[str]) -> Plan:
+def _plan(
+    context: Context,
+    lab: Lab,
+    only: Sequence[str],
+    definitions: Sequence[tuple[FoundMachine, FoundMachine]] | None = None,
+) -> Plan:
     links = Links.read()
-    return plan(wanted_by(context, lab, links), real.look(context, lab.name, links), only)
+    return plan(wanted_by(context, lab, links), real.look(context, lab.name, links, definitions), only)
+
+
+def _nothing_to_do(context: Context, lab: Lab, only: Sequence[str]) -> Plan | None:
+    """The plan of a lab that is as it should be, as far as libvirt was seen ahead. None otherwise: whatever differs, or
+    cannot be, is said of what a look at everything at once sees. Raises HypervisorFailed."""
+    definitions = context.definitions_ahead()
+    if definitions is None:
+        return None
+    try:
+        found = _plan(context, lab, only, definitions)
+    except MacvmError:
+        return None
+    return None if found.changes else found
 
 
 def _check_images(context: Context, lab: Lab, new: Sequence[CreateRequest]) -> None:
@@ -81,17 +100,19 @@ def _check_images(context: Context, lab: Lab, new: Sequence[CreateRequest]) -> N
     findings.finish()
 
 
+def _lock(name: str) -> str:
+    return f"lab-{name}"
+
+
 @contextmanager
 def changing(context: Context, name: str, path: str, doing: str) -> Iterator[bool]:
     """Holds a lab: another command that changes it waits, and says who holds it. Yields whether it is a new one."""
     labs = Labs(context.store)
     found = labs.find(name)
     waiting = f"waiting for {found.holder}" if found else f"waiting for another macvm that changes the lab {name}"
-    with context.lock(f"lab-{name}", waiting=waiting):
+    with context.lock(_lock(name), waiting=waiting):
         is_new = labs.find(name) is None
         labs.hold(name, path, f"macvm lab {doing} {name}, process {os.getpid()}, since {time.strftime('%H:%M:%S')}")
-        # What was seen before may have been changed by whoever held it.
-        context.forget_ahead()
         yield is_new
 
 
@@ -104,9 +125,11 @@ def up(
     """
     context.require_local_root("bringing a lab up")
     path = str(lab.path.absolute()) if lab.path else ""
-    settled = _settled(context, lab, path, options.only)
-    if settled:
+    settled = _nothing_to_do(context, lab, options.only) if _is_at_rest(context, lab.name, path) else None
+    if settled is not None:
         return Outcome(settled, (), (), (), False)
+    context.forget_ahead()
+    context.hypervisor.open_ahead()
     with changing(context, lab.name, path, "up") as is_new:
         make_key(context.state_dir)
         _settle(context, {request.name for request in lab.machines})
@@ -127,18 +150,12 @@ def up(
         return Bringing(context, lab, found, options, watch).all()
 
 
-def _settled(context: Context, lab: Lab, path: str, only: Sequence[str]) -> Plan | None:
-    """The plan of a lab that is as it should be: nobody is waited for then, and nothing is written down."""
-    stored = Labs(context.store).find(lab.name)
-    if stored is None or path not in ("", stored.path) or context.has_unfinished:
-        return None
-    try:
-        found = _plan(context, lab, only)
-    except HypervisorFailed:
-        raise
-    except MacvmError:
-        return None  # said of what is there once nobody else changes it
-    return None if found.changes else found
+def _is_at_rest(context: Context, name: str, path: str) -> bool:
+    """Whether a lab is known by this file, and nobody is changing it: there is nothing to write down, then, and nobody
+    to wait for."""
+    stored = Labs(context.store).find(name)
+    known = stored is not None and path in ("", stored.path)
+    return known and not context.has_unfinished and not context.is_locked(_lock(name))
 
 
 def _settle(context: Context, names: set[str]) -> None:
