@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from tests.sandbox.kvm_host import KvmHost, complaints
 from tests.sandbox.test_json import valid
 from tests.sandbox.test_kill import DRIVER
+from tests.sandbox.test_reaching import until
 
 pytestmark = pytest.mark.xdist_group("labs")
 
@@ -337,17 +338,10 @@ with open_context(Options(), readonly=True).lock("lab-two"):
 """
 
 
-def _until(said: Callable[[], str], wanted: str) -> None:
-    deadline = time.monotonic() + 60
-    while wanted not in said():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @contextlib.contextmanager
 def held(host: KvmHost) -> Iterator[None]:
     with host.node.start([sys.executable, "-c", HOLD]) as holder:
-        _until(lambda: holder.stdout, "held")
+        until(lambda: "held" in holder.stdout, 60)
         yield
 
 
@@ -360,7 +354,7 @@ def test_where_nothing_is_to_change_nothing_is_written(lab: Lab) -> None:
     with contextlib.ExitStack() as stack:
         with held(lab.host):
             waiting = stack.enter_context(lab.host.node.start(["macvm", "lab", "up", str(lab.path)]))
-            _until(lambda: waiting.stderr, "waiting for macvm lab up two, process ")
+            until(lambda: "waiting for macvm lab up two, process " in waiting.stderr, 60)
         assert waiting.wait(60) == 0
         assert waiting.stderr.endswith("two: nothing to change\n")
     lab.down("two")
@@ -372,7 +366,7 @@ def test_what_was_seen_before_a_wait_is_looked_at_again(lab: Lab) -> None:
     with contextlib.ExitStack() as stack:
         with held(host):
             waiting = stack.enter_context(host.node.start(["macvm", "lab", "up", str(lab.path)]))
-            _until(lambda: waiting.stderr, "waiting for")
+            until(lambda: "waiting for" in waiting.stderr, 60)
             host.sh(f"virsh define /dev/stdin <<< '{THEIRS}'")
         assert waiting.wait(60) == 4, waiting.stderr
         [(error, _)] = complaints(waiting.stderr.partition("\n")[2])

@@ -121,22 +121,32 @@ def test_where_the_kernel_reaps_children() -> None:
 
 
 ORPHAN = """
-import os, time
+import os, sys, time
 from provisioner.host.beside import Beside
 def work():
-    time.sleep(0.3)
+    time.sleep(float(sys.argv[1]))
     return "x" * 1_000_000
 print(Beside(work)._child, flush=True)
 os._exit(0)
 """
 
 
-def test_a_child_ends_after_its_parent_and_keeps_nobody_waiting() -> None:
-    ran = subprocess.run([sys.executable, "-c", ORPHAN], capture_output=True, text=True, check=True, timeout=60)
+def _orphan(seconds: float) -> int:
+    """The PID of a child that works so long, once its parent has ended, and nobody has its output open any more."""
+    argv = [sys.executable, "-c", ORPHAN, str(seconds)]
+    return int(subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+def test_a_child_ends_after_its_parent() -> None:
+    child = _orphan(0.3)
     deadline = time.monotonic() + 10
-    while Path(f"/proc/{ran.stdout.strip()}").exists():
+    while Path(f"/proc/{child}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def test_whoever_reads_the_parents_output_does_not_wait_for_the_child() -> None:
+    os.kill(_orphan(600), signal.SIGKILL)
 
 
 CONTEXT = """

@@ -422,7 +422,7 @@ def completed(macvm: Run, monkeypatch: pytest.MonkeyPatch, uri: str, state: Path
 
 @pytest.mark.parametrize("command", ["network list", "image list", "endpoint list", "lab schema", "--help"])
 def test_who_asks_libvirt_nothing_does_not_load_it(command: str, tmp_path: Path) -> None:
-    code = "import os, sys\nfrom provisioner.cli.main import cli\n"
+    code = "import sys\nfrom provisioner.cli.main import cli\n"
     code += "cli.main(sys.argv[1:], standalone_mode=False)\nprint('libvirt' in sys.modules, file=sys.stderr)"
     argv = [sys.executable, "-c", code, "--state-dir", str(tmp_path), *command.split()]
     ran = subprocess.run(argv, capture_output=True, text=True, check=False)
