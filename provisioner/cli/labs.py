@@ -55,17 +55,22 @@ def _split(context: Context, targets: Sequence[str]) -> tuple[str, str, tuple[st
     return str(_FILE), "", tuple(targets)
 
 
-def _load(context: Context, targets: Sequence[str]) -> tuple[Lab, tuple[str, ...]]:
-    """The lab, and the VMs that are meant. Raises NotFound, Usage, LabMistakes."""
+def _read(file: str) -> Lab:
+    """Raises LabMistakes, Usage."""
     skip_plugins()
     from provisioner.actions.labs.file import load
 
+    return load(Path(file), os.environ)
+
+
+def _load(context: Context, targets: Sequence[str]) -> tuple[Lab, tuple[str, ...]]:
+    """The lab, and the VMs that are meant. Raises NotFound, Usage, LabMistakes."""
     file, name, chosen = _split(context, targets)
     if not file:
         raise NotFound(f"where the file of the lab {name} is, is not known", "name the file")
     if not targets and not _FILE.exists():
         raise Usage(f"there is no {_FILE} here", "name a lab file, or write one: macvm lab schema")
-    found = load(Path(file), os.environ)
+    found = _read(file)
     if name and found.name != name:
         raise NotFound(f"{file} is of the lab {found.name} by now, not of {name}", f"macvm lab up {file}")
     return found, chosen
@@ -131,23 +136,20 @@ def up(
 
     What can change while guests run, does. The rest is named, and done with --restart or --recreate.
     """
-    # What is imported inside is imported while libvirt is asked.
-    if dry_run:
-        with looking(definitions=True) as (context, _):
-            from provisioner.actions.labs import preview
-            from provisioner.actions.labs import up as bringing
-            from provisioner.actions.labs.changes import Leave
-
-            wanted, only = _load(context, targets)
-            click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only), Leave(restart, recreate))))
-        return
-    with changing(definitions=True) as (context, options):
-        from provisioner.actions.labs import up as bringing
+    with looking(definitions=True) if dry_run else changing(definitions=True) as (context, options):
+        from provisioner.actions.labs import up as bringing  # while libvirt is asked
         from provisioner.actions.labs.changes import Leave
-        from provisioner.cli.lab_progress import showing
 
         wanted, only = _load(context, targets)
-        asked = bringing.Options(only, jobs or 0, Leave(restart, recreate))
+        leave = Leave(restart, recreate)
+        if dry_run:
+            from provisioner.actions.labs import preview
+
+            click.echo("\n".join(preview.up(context, bringing.look(context, wanted, only), leave)))
+            return
+        from provisioner.cli.lab_progress import showing
+
+        asked = bringing.Options(only, jobs or 0, leave)
         with showing(context, options) as watch:
             outcome = bringing.up(context, wanted, asked, watch, lambda found: _agree(found, recreate, options))
         if wait_for is not None and not outcome.stopped:
@@ -269,14 +271,11 @@ def down(targets: Sequence[str], jobs: int | None, keep_disks: bool, dry_run: bo
 def _find(context: Context, targets: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
     from provisioner.actions.labs import down as taking
 
-    skip_plugins()
-    from provisioner.actions.labs.file import load
-
     file, name, only = _split(context, targets)
     if not name:
         if not Path(file).exists() and targets and not _is_file(targets[0]):
             return taking.find(context, targets[0]), only
-        name = load(Path(file), os.environ).name
+        name = _read(file).name
         if only and targets[0] == only[0] and not any(one.name == name for one in taking.list_all(context)):
             said = f"there is no lab {printable(only[0], 70)}, nor is {name} of {file} up"
             raise NotFound(said, "`macvm lab list` shows all there are")

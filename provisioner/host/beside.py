@@ -62,14 +62,14 @@ class Beside(Generic[T]):
         return found
 
     def _answer(self) -> bytes:
-        ended = False
         try:
             with open(self._reading, "rb") as file:
                 answer = file.read()
-            ended = True
-            return answer
-        finally:
-            self._end(kill=not ended)
+        except BaseException:
+            self._end(kill=True)
+            raise
+        self._end(kill=False)
+        return answer
 
     def drop(self) -> None:
         """In place of `outcome`, where nobody wants to know any more."""

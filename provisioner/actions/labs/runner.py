@@ -133,7 +133,7 @@ class _Worker:
         self._name = ""
         self._told_to_stop = False
         self._checkpoint = context.checkpoint
-        self._context = replace(context, readonly=False, say=self._say, checkpoint=self._at, clock=context.clock)
+        self._context = replace(context, readonly=False, say=self._say, checkpoint=self._at)
         self._context.hypervisor.open_ahead()
 
     def _say(self, text: str) -> None:
