@@ -58,10 +58,26 @@ def test_links() -> None:
         lower = entry.get("link") if link.kind != "veth" else None
         assert link.lower == (theirs[lower]["ifindex"] if lower else 0)
         assert link.enslaved_to == (theirs[entry["master"]]["ifindex"] if "master" in entry else 0)
-    assert netlink.find_link("eth0") == ours["eth0"]
-    assert netlink.find_link("nosuch") is None
+    for name, link in ours.items():
+        assert netlink.find_link(name) == link
     with pytest.raises(NotFound, match="nosuch"):
         netlink.get_link("nosuch")
+
+
+@pytest.mark.parametrize("name", ["nosuch", "", "second", "eth0\0", "n" * 15, "n" * 16, "größe", "\udcff"])
+def test_no_such_link(name: str) -> None:
+    """By another name of its own neither: all that is looked at has its first name."""
+    furnish()
+    ip("link property add dev eth0 altname second")
+    assert netlink.find_link(name) is None
+
+
+def test_a_refusal_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(netlink, "_RTM_GETLINK", 1000)
+    with pytest.raises(netlink.NetlinkFailed, match="not supported"):
+        netlink.find_link("lo")
+    with pytest.raises(netlink.NetlinkFailed, match="not supported"):
+        netlink.links()
 
 
 def test_addresses_of_global_scope() -> None:
