@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 from provisioner.errors import Unable, Usage
 from provisioner.host import locks
 from provisioner.host import store as stores
-from provisioner.host.beside import Beside
 from provisioner.host.store import Store
 from provisioner.model.names import printable
 from provisioner.model.uri import is_local
 
 if TYPE_CHECKING:
+    from provisioner.host.beside import Beside
     from provisioner.host.hypervisor import Hypervisor
     from provisioner.host.journal import Journal
     from provisioner.model.found import FoundMachine
@@ -136,6 +136,8 @@ class Context:
 
     def look_ahead(self) -> None:
         """Begins to ask libvirt for `definitions_ahead` beside whatever the caller does next, such as imports."""
+        from provisioner.host.beside import Beside  # which most commands have no use for
+
         if threading.active_count() == 1:
             with contextlib.suppress(OSError):  # no room for another process: `definitions_ahead` are None
                 self._ahead = Beside(self._look)

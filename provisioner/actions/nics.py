@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from provisioner.actions import guest, passthrough, shims, views
+from provisioner.actions import guest, passthrough, shims
 from provisioner.actions.nic_names import choose_nic
-from provisioner.actions.views import NicView
 from provisioner.context import Context
 from provisioner.errors import PartlyDone, TimeUp, Usage
 from provisioner.host.journal import Work
-from provisioner.model.domain_xml.nics import (
-    alias_of,
-    find_nic_xml,
-)
+from provisioner.model.domain_xml.nics import alias_of, find_nic_xml
 from provisioner.model.found import FoundMachine, FoundNic
 from provisioner.model.names import Mac
 from provisioner.model.nic import Addressing, Interface, Nic
+
+if TYPE_CHECKING:
+    from provisioner.actions.views import NicView
 
 #: Seconds that a guest may take to let go of a NIC.
 DETACH_TIMEOUT = 10.0
@@ -101,6 +100,8 @@ def report(
     old: Sequence[Interface] = (),
 ) -> NicChange:
     """What became of a NIC whose guest had the `old` addresses."""
+    from provisioner.actions import views
+
     running = machine.runs
     reason = "only the definition was changed" if running else f"{machine.name} is off"
     if live:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from provisioner.actions import views
 from provisioner.actions.request import NicRequest
-from provisioner.actions.views import MachineView, NicView
 from provisioner.cli import parameters, render, words
 from provisioner.cli.base import group, options_of
 from provisioner.cli.completion import machine_names, nic_names
 from provisioner.cli.run import changing, looking, tell
-from provisioner.cli.views import addresses_text, nic_cells
 from provisioner.errors import Usage
 from provisioner.model.nic import parse_addressing
+
+if TYPE_CHECKING:
+    from provisioner.actions.views import MachineView, NicView
 
 
 @group()
@@ -30,6 +30,9 @@ def nic() -> None:
 def list_(name: str | None, everything: bool) -> None:
     """List NICs: mode (the kernel's where it runs), parent, host device, MAC, model, link, addresses."""
     with looking() as (context, options):
+        from provisioner.actions import views
+        from provisioner.cli.views import nic_cells
+
         if name and not everything:
             machines: tuple[MachineView, ...] = (views.show(context, name),)
         else:
@@ -188,6 +191,8 @@ def _print_change(change: Any, word: str) -> None:
         return
     parts = [f"{word}: {change.mac}", f"{change.machine}, {where[change.live, change.config]}"]
     if change.nic and change.asked:
+        from provisioner.cli.views import addresses_text
+
         parts.append(addresses_text(change.nic))
     click.echo("  ".join(part for part in parts if part))
     if change.reason and change.asked:

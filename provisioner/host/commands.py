@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,6 +45,7 @@ def run(argv: Sequence[str | Path], *, stdin: bytes = b"", timeout: float = 60) 
     longer than `timeout` seconds.
     """
     # Not at the top: most commands run no tool.
+    import shlex
     import subprocess
 
     words = [str(word) for word in argv]

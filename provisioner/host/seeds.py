@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from provisioner.errors import MacvmError, NotFound, Unable
-from provisioner.model.seed import VOLUME_LABEL
+
+#: By which guests find the seed.
+_LABEL = "cidata"
 
 #: A seed's length is a multiple of this: QEMU knows the length that a file had when it was opened.
 _ROOM = 1 << 20
@@ -145,7 +147,7 @@ def _read(path: Path) -> dict[str, bytes]:
 
 def _iso(files: Mapping[str, bytes]) -> bytes:
     iso = _import().PyCdlib()
-    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=VOLUME_LABEL)
+    iso.new(interchange_level=3, joliet=3, rock_ridge="1.09", vol_ident=_LABEL)
     folders: dict[str, str] = {"": ""}
     for number, (name, content) in enumerate(sorted(files.items())):
         folder, _, leaf = name.rpartition("/")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from provisioner.host.commands import missing_tool, run
 from provisioner.model.nic import Address
-from provisioner.model.ssh_key import is_public_key, key_lines
 
 _SSH = 22
 
@@ -57,6 +56,8 @@ def invoking_home() -> Path:
 
 def ssh_public_keys() -> tuple[str, ...]:
     """The invoking user's public keys, one line each; certificates, which lie beside them, are none."""
+    from provisioner.model.ssh_key import is_public_key, key_lines  # which is asked for where a VM is made
+
     keys: list[str] = []
     with contextlib.suppress(OSError):
         for path in sorted((invoking_home() / ".ssh").glob("*.pub")):

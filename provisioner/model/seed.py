@@ -15,9 +15,6 @@ from provisioner.model.nic import Nic
 from provisioner.model.seed_network import network_files
 from provisioner.model.user_data import combine
 
-#: The label by which guests find the seed.
-VOLUME_LABEL = "cidata"
-
 #: By itself cloud-init takes up the network of the first boot alone: a NIC attached later would have no address.
 _NETWORK_AT_EACH_BOOT = {"updates": {"network": {"when": ["boot-new-instance", "boot"]}}}
 
