@@ -102,4 +102,14 @@ virsh_attach = Side(
     ],
     lambda: output([*["virsh", "detach-interface", "web1", "direct", "--live", "--config", "--mac"], _MAC]),
 )
+# The same again: modules that every such program has, and the NIC to the guest and to the definition, with no look at
+# what is there, no journal, no seed, and nothing of the host's side.
+_BARE_ATTACH = f"""
+import click, libvirt, lxml.etree
+nic = '<interface type="direct"><mac address="{_MAC}"/><source dev="eth0" mode="bridge"/><model type="virtio"/></interface>'
+domain = libvirt.open("qemu:///system").lookupByName("web1")
+domain.attachDeviceFlags(nic, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+domain.attachDeviceFlags(nic, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+"""
+bare_attach = Side("python, click, libvirt, lxml, NIC", [sys.executable, "-c", _BARE_ATTACH], virsh_attach.afterwards)
 nic_list = Side("macvm nic list --all", [MACVM, "nic", "list", "--all"])
