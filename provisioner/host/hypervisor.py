@@ -1,8 +1,4 @@
-"""libvirt, and the only importer of it: error codes become our errors, and no call waits for ever.
-
-The event loop is registered before the connection is opened, and runs in a thread: without it keepalive cannot break a
-call that hangs in a stopped daemon.
-"""
+"""libvirt's domains, looked at and changed. Nothing else asks it anything but `connection`, the way to it."""
 
 from __future__ import annotations
 
@@ -10,29 +6,17 @@ import contextlib
 import os
 import pwd
 import re
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from provisioner.errors import HypervisorFailed, NoSlot, NotFound, Taken, Unable
+from provisioner.errors import HypervisorFailed, NoSlot, NotFound, Taken
 from provisioner.host import log
+from provisioner.host.connection import Connection, libvirt, translated
 from provisioner.model.found import OFF, FoundMachine
 from provisioner.model.names import printable
 from provisioner.model.uri import is_local
-
-# Its symbols are bound when they are called, not all of them at once: 1.6 ms of every command.
-_flags = sys.getdlopenflags()
-sys.setdlopenflags(os.RTLD_LAZY)
-import libvirt  # noqa: E402
-
-sys.setdlopenflags(_flags)
-
-#: Keepalive: a daemon that is silent for this many seconds, this many times, is taken for hung.
-_KEEPALIVE = (2, 2)
-#: How long a daemon on this host may take to let a client in.
-_OPEN_SECONDS = 8.0
 
 _STATES = {
     libvirt.VIR_DOMAIN_NOSTATE: "unknown",
@@ -45,136 +29,12 @@ _STATES = {
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
 
-_START_DAEMON = "is it running? systemctl start libvirtd (or virtqemud)"
-_HANGS = "the daemon hangs or has ended: systemctl status libvirtd (or virtqemud)"
-_LOGS = "journalctl -u libvirtd (or virtqemud) says more"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_loop = threading.Lock()
-_loop_runs = False
 
 
-def _start_event_loop() -> None:
-    global _loop_runs  # noqa: PLW0603 - libvirt's event loop is one for the process as well
-    with _loop:
-        if _loop_runs:
-            return
-        # libvirt prints errors to standard error by itself, beside raising them.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
-        threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True).start()
-        _loop_runs = True
-
-
-def _run_event_loop() -> None:
-    while libvirt.virEventRunDefaultImpl() == 0:
-        pass
-
-
-@contextlib.contextmanager
-def _translated(doing: str) -> Iterator[None]:
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        raise _our_error(error, doing) from error
-
-
-_OUR_ERRORS = {
-    libvirt.VIR_ERR_NO_DOMAIN: (NotFound, "macvm list"),
-    libvirt.VIR_ERR_DOM_EXIST: (Taken, "choose another name; `macvm list` and `virsh list --all` show those in use"),
-    libvirt.VIR_ERR_AUTH_FAILED: (Unable, "run as root, or join the libvirt group (which is root too)"),
-    libvirt.VIR_ERR_AUTH_CANCELLED: (Unable, "run as root, or join the libvirt group (which is root too)"),
-    libvirt.VIR_ERR_OPERATION_DENIED: (Unable, "run as root: sudo macvm …"),
-    libvirt.VIR_ERR_NO_CONNECT: (HypervisorFailed, _START_DAEMON),
-}
-
-
-def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
-    message = (error.get_error_message() or str(error)).strip()
-    if "keepalive" in message or "connection closed" in message.lower() or "end of file" in message.lower():
-        return HypervisorFailed(f"libvirt stopped answering when asked {doing}", _HANGS)
-    kind, hint = _OUR_ERRORS.get(error.get_error_code(), (HypervisorFailed, _LOGS))
-    return kind(f"libvirt refused {doing}: {message}", hint)
-
-
-class _Attempt:
-    """Opens a connection in a thread of its own: keepalive begins once the connection is there, and a daemon that hangs
-    never lets it come to be."""
-
-    def __init__(self, uri: str, *, readonly: bool) -> None:
-        self._uri = uri
-        self._open = libvirt.openReadOnly if readonly else libvirt.open
-        self._outcome: libvirt.virConnect | libvirt.libvirtError | None = None
-        self._thread = threading.Thread(target=self._run, name="libvirt-open", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._outcome = self._open(self._uri)
-        except libvirt.libvirtError as error:
-            self._outcome = error
-
-    def outcome(self, seconds: float | None) -> libvirt.virConnect | libvirt.libvirtError | None:
-        """None where the daemon says nothing for that long. One that is far away may want a password first, so it gets
-        all the time."""
-        self._thread.join(seconds)
-        return self._outcome
-
-
-class Hypervisor:
+class Hypervisor(Connection):
     """One connection, opened at the first call. Machines are named by their UUID, so that none is mistaken for another
     that took its name."""
-
-    def __init__(self, uri: str, *, readonly: bool) -> None:
-        self.uri = uri
-        self._readonly = readonly
-        self._connection: libvirt.virConnect | None = None
-        self._attempt: _Attempt | None = None
-
-    def open_ahead(self) -> None:
-        """Begins to connect beside whatever the caller does next, such as imports; `open` waits for it."""
-        if self._attempt is None:
-            log.trace(libvirt, "libvirtmod")
-            _start_event_loop()
-            self._attempt = _Attempt(self.uri, readonly=self._readonly)
-
-    def open(self) -> libvirt.virConnect:
-        """Raises HypervisorFailed where no daemon answers, Unable without the rights."""
-        if self._connection is not None:
-            return self._connection
-        self.open_ahead()
-        connection = self._connect()
-        try:
-            connection.setKeepAlive(*_KEEPALIVE)
-        except libvirt.libvirtError as error:
-            # A driver inside this very process, such as libvirt's test driver, has no daemon that could hang.
-            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise self._cannot_open(error) from error
-        self._connection = connection
-        return connection
-
-    def _connect(self) -> libvirt.virConnect:
-        assert self._attempt is not None
-        outcome, self._attempt = self._attempt.outcome(_OPEN_SECONDS if is_local(self.uri) else None), None
-        if outcome is None:
-            raise HypervisorFailed(f"libvirt at {printable(self.uri, 200)} does not answer", _HANGS)
-        if isinstance(outcome, libvirt.libvirtError):
-            raise self._cannot_open(outcome) from outcome
-        return outcome
-
-    def _cannot_open(self, error: libvirt.libvirtError) -> Exception:
-        code, message = error.get_error_code(), (error.get_error_message() or str(error)).strip()
-        denied = code in (libvirt.VIR_ERR_AUTH_FAILED, libvirt.VIR_ERR_AUTH_CANCELLED)
-        if denied or "Permission denied" in message:
-            hint = "run as root: sudo macvm … (the libvirt group is root too)"
-            return Unable(f"libvirt at {self.uri} does not let you in: {message}", hint)
-        hint = _START_DAEMON if is_local(self.uri) else "is the address right, and does ssh to it work?"
-        return HypervisorFailed(f"libvirt at {printable(self.uri, 200)} is not reachable: {message}", hint)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(libvirt.libvirtError):
-                self._connection.close()
-            self._connection = None
 
     # looking
 
@@ -184,13 +44,13 @@ class Hypervisor:
         from provisioner.model.domain_xml.reading import found_machine
 
         shown = []
-        with _translated("to list its domains"):
+        with translated("to list its domains"):
             for domain, facts in self.open().getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                 state = _STATES.get(facts.get("state.state"), "unknown")
                 # Deleted in between by someone else: no longer one of them.
-                with contextlib.suppress(NotFound), _translated("to show a domain"):
+                with contextlib.suppress(NotFound), translated("to show a domain"):
                     shown.append((domain.XMLDesc(), state))
-        # Parsed when all have come: in between, the event loop's thread would wait for the interpreter at each of them.
+        # Parsed when all have come, for where the event loop runs already its thread waits for the interpreter at each.
         found = [found_machine(xml, state) for xml, state in shown]
         return sorted(found, key=lambda machine: machine.name)
 
@@ -201,7 +61,7 @@ class Hypervisor:
 
         shown = []
         off = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
-        with _translated("to list its domains"):
+        with translated("to list its domains"):
             connection = self.open()
             marked = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
             autostart = {domain.UUIDString() for domain in marked}
@@ -209,7 +69,7 @@ class Hypervisor:
             transient = {domain.UUIDString() for domain in passing}
             for domain, facts in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
                 state = facts.get("state.state")
-                with contextlib.suppress(NotFound), _translated("to show a domain"):
+                with contextlib.suppress(NotFound), translated("to show a domain"):
                     xml = domain.XMLDesc()
                     saved = xml if state in off else domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
                     shown.append((xml, saved, _STATES.get(state, "unknown")))
@@ -224,7 +84,7 @@ class Hypervisor:
         """The domain of that name or UUID."""
         if not name.isprintable() and name.encode(errors="replace").decode() != name:
             return None  # not UTF-8, as no domain's name can be
-        with _translated(f"to look for {printable(name, 70)}"):
+        with translated(f"to look for {printable(name, 70)}"):
             connection = self.open()
             looks = [connection.lookupByName, connection.lookupByUUIDString]
             for look in reversed(looks) if _UUID.fullmatch(name) else looks:
@@ -253,7 +113,7 @@ class Hypervisor:
 
     def state(self, uuid: str) -> str | None:
         """None where there is no such domain."""
-        with _translated("to tell a machine's state"):
+        with translated("to tell a machine's state"):
             try:
                 return _STATES.get(self._domain(uuid).state()[0], "unknown")
             except libvirt.libvirtError as error:
@@ -267,12 +127,12 @@ class Hypervisor:
 
     def networks(self) -> dict[str, bool]:
         """Names of libvirt's own networks, and whether each is active."""
-        with _translated("to list its networks"):
+        with translated("to list its networks"):
             return {network.name(): bool(network.isActive()) for network in self.open().listAllNetworks()}
 
     def qemu_user(self) -> tuple[int, int]:
         """User and group that QEMU runs as, from the daemon's own capabilities."""
-        with _translated("to show its capabilities"):
+        with translated("to show its capabilities"):
             capabilities = self.open().getCapabilities()
         label = re.search(r"<model>dac</model>.*?<baselabel[^>]*>\+(\d+):\+(\d+)</baselabel>", capabilities, re.DOTALL)
         if label:
@@ -291,7 +151,7 @@ class Hypervisor:
                 return True
             with contextlib.closing(Hypervisor(self.uri, readonly=False)) as writing:
                 return writing.has_uefi(arch, machine, virt_type)
-        with _translated("to tell what its machines can boot with"):
+        with translated("to tell what its machines can boot with"):
             found = self.open().getDomainCapabilities(None, arch, machine, virt_type)
         kinds = re.search(r"<enum name='firmware'>(.*?)</enum>", found, re.DOTALL)
         return kinds is not None and "<value>efi</value>" in kinds[1]
@@ -309,7 +169,7 @@ class Hypervisor:
 
     def define(self, xml: str, name: str) -> None:
         """Raises HypervisorFailed for XML that libvirt's schema does not allow, Taken for a name in use."""
-        with _translated(f"to define {name}"):
+        with translated(f"to define {name}"):
             try:
                 self.open().defineXMLFlags(xml, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
             except libvirt.libvirtError as error:
@@ -320,7 +180,7 @@ class Hypervisor:
 
     def start(self, uuid: str, name: str, *, paused: bool) -> None:
         """Paused, the guest has not run an instruction and its macvtaps are down."""
-        with self._denials_named(uuid), _translated(f"to start {name}"):
+        with self._denials_named(uuid), translated(f"to start {name}"):
             self._domain(uuid).createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
 
     @contextlib.contextmanager
@@ -337,17 +197,17 @@ class Hypervisor:
             raise
 
     def resume(self, uuid: str, name: str) -> None:
-        with _translated(f"to resume {name}"):
+        with translated(f"to resume {name}"):
             self._domain(uuid).resume()
 
     def shutdown(self, uuid: str, name: str) -> None:
         """Asks the guest through ACPI; returns at once."""
-        with _translated(f"to shut {name} down"), self._gone_is_fine():
+        with translated(f"to shut {name} down"), self._gone_is_fine():
             self._domain(uuid).shutdown()
 
     def destroy(self, uuid: str, name: str) -> None:
         """Cuts the power. Off already, or gone, is fine."""
-        with _translated(f"to cut the power of {name}"), self._gone_is_fine():
+        with translated(f"to cut the power of {name}"), self._gone_is_fine():
             self._domain(uuid).destroy()
 
     def undefine(self, uuid: str, name: str) -> None:
@@ -358,24 +218,24 @@ class Hypervisor:
             | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
             | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
         )
-        with _translated(f"to undefine {name}"), self._gone_is_fine():
+        with translated(f"to undefine {name}"), self._gone_is_fine():
             domain = self._domain(uuid)
             if domain.isPersistent():
                 domain.undefineFlags(flags)
 
     def set_autostart(self, uuid: str, name: str, on: bool) -> None:
-        with _translated(f"to change autostart of {name}"):
+        with translated(f"to change autostart of {name}"):
             self._domain(uuid).setAutostart(on)
 
     def definition(self, uuid: str) -> str:
         """The saved definition's XML, secrets left out."""
-        with _translated("to show a definition"):
+        with translated("to show a definition"):
             return str(self._domain(uuid).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
     def set_marks(self, uuid: str, name: str, xml: str, namespace: str, *, live: bool) -> None:
         """Replaces macvm's part of a machine's metadata, in its definition, and where it runs there too."""
         flags = libvirt.VIR_DOMAIN_AFFECT_CONFIG | (libvirt.VIR_DOMAIN_AFFECT_LIVE if live else 0)
-        with _translated(f"to change the labels of {name}"):
+        with translated(f"to change the labels of {name}"):
             domain = self._domain(uuid)
             domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, xml, "macvm", namespace, flags)
 
@@ -389,26 +249,26 @@ class Hypervisor:
 
     def live_definition(self, uuid: str) -> str:
         """The XML of a machine as it runs; the saved one where it does not."""
-        with _translated("to show a machine"):
+        with translated("to show a machine"):
             return str(self._domain(uuid).XMLDesc())
 
     def is_persistent(self, uuid: str) -> bool:
-        with _translated("to tell whether a machine is saved"):
+        with translated("to tell whether a machine is saved"):
             return bool(self._domain(uuid).isPersistent())
 
     def has_snapshots(self, uuid: str) -> bool:
-        with _translated("to tell of a machine's snapshots"):
+        with translated("to tell of a machine's snapshots"):
             return bool(self._domain(uuid).snapshotNum())
 
     def has_managed_save(self, uuid: str) -> bool:
         """Whether its next start goes on with the memory that was saved."""
-        with _translated("to tell whether a machine's memory is saved"):
+        with translated("to tell whether a machine's memory is saved"):
             return bool(self._domain(uuid).hasManagedSaveImage())
 
     def attach_nic(self, uuid: str, name: str, xml: str, *, live: bool) -> None:
         """To the running machine, or with `live` False to its definition. Raises NoSlot."""
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        with _translated(f"to attach a NIC to {name}"):
+        with translated(f"to attach a NIC to {name}"):
             try:
                 self._domain(uuid).attachDeviceFlags(xml, flags)
             except libvirt.libvirtError as error:
@@ -419,12 +279,12 @@ class Hypervisor:
     def update_nic(self, uuid: str, name: str, xml: str, *, live: bool) -> None:
         """Changes the NIC with the same MAC. Live, libvirt changes hardly more than its link state."""
         flags = libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
-        with _translated(f"to change a NIC of {name}"):
+        with translated(f"to change a NIC of {name}"):
             self._domain(uuid).updateDeviceFlags(xml, flags)
 
     def detach_nic_saved(self, uuid: str, name: str, xml: str) -> None:
         """From the definition; gone already is fine."""
-        with _translated(f"to detach a NIC of {name}"):
+        with translated(f"to detach a NIC of {name}"):
             try:
                 self._domain(uuid).detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
             except libvirt.libvirtError as error:
@@ -440,8 +300,8 @@ class Hypervisor:
             if device == alias:
                 gone.set()
 
-        with _translated(f"to detach a NIC of {name}"):
-            domain, connection = self._domain(uuid), self.open()
+        with translated(f"to detach a NIC of {name}"):
+            domain, connection = self._domain(uuid), self.open_for_events()
             event = connection.domainEventRegisterAny(domain, libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, removed, None)
             try:
                 domain.detachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
@@ -479,13 +339,13 @@ class Hypervisor:
     def watching(self, changed: Callable[[], None]) -> Iterator[None]:
         """Calls `changed`, in another thread, whenever a domain comes, goes, or gets or loses a device, and when the
         connection breaks. Raises HypervisorFailed."""
-        connection = self.open()
+        connection = self.open_for_events()
         kinds = (
             libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
             libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED,
             libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED,
         )
-        with _translated("to tell of its domains"):
+        with translated("to tell of its domains"):
             events = [connection.domainEventRegisterAny(None, kind, lambda *_: changed(), None) for kind in kinds]
             connection.registerCloseCallback(lambda *_: changed(), None)
         try:

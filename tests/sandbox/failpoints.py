@@ -1,8 +1,8 @@
 """Runs macvm with something happening at a named step boundary: `python failpoints.py SETTING… -- MACVM-ARGUMENTS`.
 
 Settings: `record=FILE` appends the name of each boundary; `kill=NAME` dies there by SIGKILL; `fail=NAME` raises there;
-`pause=NAME:SECONDS` waits there; `stop-libvirtd=NAME` stops the daemon there by SIGSTOP; `ahead=SECONDS` sets the clock
-forward. NAME@2 is the second time that it comes there.
+`pause=NAME:SECONDS` waits there; `stop-libvirtd=NAME` stops the daemon there by SIGSTOP, and `kill-libvirtd=NAME` ends it
+by SIGKILL; `ahead=SECONDS` sets the clock forward. NAME@2 is the second time that it comes there.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def main_with(settings: dict[str, str], arguments: list[str]) -> None:
         turns[name] += 1
         if turns[name] > 1:
             name += f"@{turns[name]}"
-        if name == settings.get("stop-libvirtd"):
-            os.kill(int(Path("/run/libvirtd.pid").read_text()), signal.SIGSTOP)
+        for word, number in (("stop-libvirtd", signal.SIGSTOP), ("kill-libvirtd", signal.SIGKILL)):
+            if name == settings.get(word):
+                os.kill(int(Path("/run/libvirtd.pid").read_text()), number)
         if name == pause_at:
             time.sleep(float(pause))
         if name == settings.get("fail"):

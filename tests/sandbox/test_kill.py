@@ -205,3 +205,14 @@ def test_a_hung_daemon_is_reported(host: Node, clean: dict[str, list[str]]) -> N
     assert "libvirt stopped answering" in failed.stderr
     assert "hint: then: macvm gc" in failed.stderr
     assert "undid: create web1" in settle(host)
+
+
+def test_a_daemon_that_has_ended_is_reported(host: Node, clean: dict[str, list[str]]) -> None:
+    """Before it is asked, and before its client hears of it: no word of sockets."""
+    failed = macvm(host, *CREATE, kill_libvirtd="create:define:before")
+    host.run(["libvirtd", "--daemon", "--pid-file", "/run/libvirtd.pid"], check=True)
+    assert failed.returncode == 7
+    assert "libvirt stopped answering" in failed.stderr
+    assert "socket" not in failed.stderr
+    assert "pipe" not in failed.stderr.lower()
+    assert "undid: create web1" in settle(host)

@@ -27,7 +27,7 @@ BELOW = {
 
 #: The only files, or floors, that may import a library.
 SOLE_IMPORTER = {
-    "libvirt": "host/hypervisor.py",
+    "libvirt": "host/connection.py",
     "libvirt_qemu": "host/hypervisor.py",
     "pyroute2": "host/links.py",
     "lxml": "model/domain_xml/",
