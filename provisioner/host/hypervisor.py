@@ -45,7 +45,7 @@ class Hypervisor(Connection):
 
         shown = []
         with translated("to list its domains"):
-            for domain, facts in self.open().getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE):
+            for domain, facts in self.asked(lambda daemon: daemon.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE)):
                 state = _STATES.get(facts.get("state.state"), "unknown")
                 # Deleted in between by someone else: no longer one of them.
                 with contextlib.suppress(NotFound), translated("to show a domain"):
@@ -62,8 +62,8 @@ class Hypervisor(Connection):
         shown = []
         off = (libvirt.VIR_DOMAIN_SHUTOFF, libvirt.VIR_DOMAIN_CRASHED)
         with translated("to list its domains"):
+            marked = self.asked(lambda daemon: daemon.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART))
             connection = self.open()
-            marked = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_AUTOSTART)
             autostart = {domain.UUIDString() for domain in marked}
             passing = connection.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_TRANSIENT)
             transient = {domain.UUIDString() for domain in passing}
@@ -85,11 +85,10 @@ class Hypervisor(Connection):
         if not name.isprintable() and name.encode(errors="replace").decode() != name:
             return None  # not UTF-8, as no domain's name can be
         with translated(f"to look for {printable(name, 70)}"):
-            connection = self.open()
-            looks = [connection.lookupByName, connection.lookupByUUIDString]
+            looks = [lambda daemon: daemon.lookupByName(name), lambda daemon: daemon.lookupByUUIDString(name)]
             for look in reversed(looks) if _UUID.fullmatch(name) else looks:
                 try:
-                    return self._found(look(name))
+                    return self._found(self.asked(look))
                 except libvirt.libvirtError as error:
                     if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
                         raise
@@ -109,7 +108,7 @@ class Hypervisor(Connection):
         return found_machine(domain.XMLDesc(), _STATES.get(state, "unknown"), bool(domain.autostart()))
 
     def _domain(self, uuid: str) -> libvirt.virDomain:
-        return self.open().lookupByUUIDString(uuid)
+        return self.asked(lambda daemon: daemon.lookupByUUIDString(uuid))
 
     def state(self, uuid: str) -> str | None:
         """None where there is no such domain."""
@@ -128,12 +127,15 @@ class Hypervisor(Connection):
     def networks(self) -> dict[str, bool]:
         """Names of libvirt's own networks, and whether each is active."""
         with translated("to list its networks"):
-            return {network.name(): bool(network.isActive()) for network in self.open().listAllNetworks()}
+            return {
+                network.name(): bool(network.isActive())
+                for network in self.asked(lambda daemon: daemon.listAllNetworks())
+            }
 
     def qemu_user(self) -> tuple[int, int]:
         """User and group that QEMU runs as, from the daemon's own capabilities."""
         with translated("to show its capabilities"):
-            capabilities = self.open().getCapabilities()
+            capabilities = self.asked(lambda daemon: daemon.getCapabilities())
         label = re.search(r"<model>dac</model>.*?<baselabel[^>]*>\+(\d+):\+(\d+)</baselabel>", capabilities, re.DOTALL)
         if label:
             return int(label[1]), int(label[2])
@@ -152,7 +154,7 @@ class Hypervisor(Connection):
             with contextlib.closing(Hypervisor(self.uri, readonly=False)) as writing:
                 return writing.has_uefi(arch, machine, virt_type)
         with translated("to tell what its machines can boot with"):
-            found = self.open().getDomainCapabilities(None, arch, machine, virt_type)
+            found = self.asked(lambda daemon: daemon.getDomainCapabilities(None, arch, machine, virt_type))
         kinds = re.search(r"<enum name='firmware'>(.*?)</enum>", found, re.DOTALL)
         return kinds is not None and "<value>efi</value>" in kinds[1]
 

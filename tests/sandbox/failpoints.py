@@ -1,8 +1,8 @@
 """Runs macvm with something happening at a named step boundary: `python failpoints.py SETTING… -- MACVM-ARGUMENTS`.
 
 Settings: `record=FILE` appends the name of each boundary; `kill=NAME` dies there by SIGKILL; `fail=NAME` raises there;
-`pause=NAME:SECONDS` waits there; `stop-libvirtd=NAME` stops the daemon there by SIGSTOP, and `kill-libvirtd=NAME` ends it
-by SIGKILL; `ahead=SECONDS` sets the clock forward. NAME@2 is the second time that it comes there.
+`pause=NAME:SECONDS` waits there; `stop-libvirtd=NAME` stops the daemon there by SIGSTOP, `kill-libvirtd=NAME` ends it by
+SIGKILL, and `restart-libvirtd=NAME` starts it again after that; `ahead=SECONDS` sets the clock forward. NAME@2 is the second time that it comes there.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +18,10 @@ from pathlib import Path
 from provisioner.cli import main, run
 from provisioner.context import Context
 from provisioner.errors import MacvmError
+
+
+def signal_libvirtd(number: int) -> None:
+    os.kill(int(Path("/run/libvirtd.pid").read_text()), number)
 
 
 def main_with(settings: dict[str, str], arguments: list[str]) -> None:
@@ -31,9 +36,12 @@ def main_with(settings: dict[str, str], arguments: list[str]) -> None:
         turns[name] += 1
         if turns[name] > 1:
             name += f"@{turns[name]}"
-        for word, number in (("stop-libvirtd", signal.SIGSTOP), ("kill-libvirtd", signal.SIGKILL)):
-            if name == settings.get(word):
-                os.kill(int(Path("/run/libvirtd.pid").read_text()), number)
+        if name == settings.get("stop-libvirtd"):
+            signal_libvirtd(signal.SIGSTOP)
+        if name in (settings.get("kill-libvirtd"), settings.get("restart-libvirtd")):
+            signal_libvirtd(signal.SIGKILL)
+        if name == settings.get("restart-libvirtd"):
+            subprocess.Popen(["libvirtd", "--daemon", "--pid-file", "/run/libvirtd.pid"])
         if name == pause_at:
             time.sleep(float(pause))
         if name == settings.get("fail"):

@@ -149,6 +149,32 @@ def test_attach_failing_leaves_neither_half(host: Node, bare: str, point: str) -
     assert look(host) == bare
 
 
+RESTARTS = (
+    "attach:live:before",
+    "attach:saved:before",
+    "attach:link:before",
+    "attach:seed:before",
+    "attach:seed:after",
+)
+
+
+@pytest.mark.parametrize("point", RESTARTS)
+def test_attach_goes_on_with_a_daemon_that_has_been_restarted(host: Node, bare: str, point: str) -> None:
+    done = macvm(host, *ATTACH, restart_libvirtd=point)
+    assert done.returncode == 0, done.stderr
+    assert host.run(["virsh", "dumpxml", "web1"]).stdout.count(MAC) == 1
+    do(host, *DETACH)
+    assert look(host) == bare
+
+
+@pytest.mark.parametrize("point", ["detach:live:before", "detach:saved:before", "detach:seed:before"])
+def test_detach_goes_on_with_a_daemon_that_has_been_restarted(host: Node, bare: str, point: str) -> None:
+    do(host, *ATTACH)
+    done = macvm(host, *DETACH, restart_libvirtd=point)
+    assert done.returncode == 0, done.stderr
+    assert look(host) == bare
+
+
 # --- on the NIC that stays: the last tests ----------------------------------------------------------------------------
 
 
