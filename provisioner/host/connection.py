@@ -133,6 +133,9 @@ class Connection:
         self._readonly = readonly
         self._connection: libvirt.virConnect | None = None
         self._attempt: _Attempt | None = None
+        self._opening = threading.Lock()
+        #: Whether it is watched for events, of which another connection would bring none.
+        self._watched = False
 
     def open_ahead(self) -> None:
         """Begins to connect beside whatever the caller does next, such as imports; `open` waits for it."""
@@ -143,18 +146,11 @@ class Connection:
 
     def open(self) -> libvirt.virConnect:
         """Raises HypervisorFailed where no daemon answers, Unable without the rights."""
-        if self._connection is not None:
+        with self._opening:
+            if self._connection is None:
+                self.open_ahead()
+                self._connection = self._connect()
             return self._connection
-        self.open_ahead()
-        connection = self._connect()
-        try:
-            connection.setKeepAlive(*_KEEPALIVE)
-        except libvirt.libvirtError as error:
-            # A driver inside this very process, such as libvirt's test driver, has no daemon that could hang.
-            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                raise self._cannot_open(error) from error
-        self._connection = connection
-        return connection
 
     def open_for_events(self) -> libvirt.virConnect:
         """As `open`, for who registers for events: they come without delay."""
@@ -164,12 +160,14 @@ class Connection:
     def asked(self, question: Callable[[libvirt.virConnect], T]) -> T:
         """The answer to a question that changes nothing; where the daemon has ended since the last one, of that which
         runs by now. What changes something is never asked again: it may have been done."""
+        connection = self.open()
         try:
-            return question(self.open())
+            return question(connection)
         except libvirt.libvirtError as error:
-            if not _has_ended(error):
+            if self._watched or not _has_ended(error):
                 raise
-            self.close()
+            if self._connection is connection:
+                self.close()
         return question(self._open_again())
 
     def _open_again(self) -> libvirt.virConnect:
@@ -189,6 +187,12 @@ class Connection:
             raise HypervisorFailed(f"libvirt at {printable(self.uri, 200)} does not answer", _HANGS)
         if isinstance(outcome, libvirt.libvirtError):
             raise self._cannot_open(outcome) from outcome
+        try:
+            outcome.setKeepAlive(*_KEEPALIVE)
+        except libvirt.libvirtError as error:
+            # A driver inside this very process, such as libvirt's test driver, has no daemon that could hang.
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                raise self._cannot_open(error) from error
         return outcome
 
     def _cannot_open(self, error: libvirt.libvirtError) -> Exception:

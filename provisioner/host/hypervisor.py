@@ -340,7 +340,7 @@ class Hypervisor(Connection):
     @contextlib.contextmanager
     def watching(self, changed: Callable[[], None]) -> Iterator[None]:
         """Calls `changed`, in another thread, whenever a domain comes, goes, or gets or loses a device, and when the
-        connection breaks. Raises HypervisorFailed."""
+        connection breaks, which is not mended meanwhile: what is asked then fails. Raises HypervisorFailed."""
         connection = self.open_for_events()
         kinds = (
             libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
@@ -350,9 +350,11 @@ class Hypervisor(Connection):
         with translated("to tell of its domains"):
             events = [connection.domainEventRegisterAny(None, kind, lambda *_: changed(), None) for kind in kinds]
             connection.registerCloseCallback(lambda *_: changed(), None)
+        self._watched = True
         try:
             yield
         finally:
+            self._watched = False
             for event in events:
                 with contextlib.suppress(libvirt.libvirtError):
                     connection.domainEventDeregisterAny(event)
