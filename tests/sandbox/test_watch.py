@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from provisioner.actions.sandbox import dhcp_server
+from provisioner.actions.sandbox import Process, dhcp_server
 from tests.sandbox.kvm_host import KvmHost
 
 
@@ -23,13 +23,13 @@ def dhcp(host: KvmHost) -> Iterator[KvmHost]:
 
 
 @contextmanager
-def watching(host: KvmHost) -> Iterator[None]:
+def watching(host: KvmHost) -> Iterator[Process]:
     """`shim watch`, which ends well when it is told to."""
     running = host.node.start(["macvm", "shim", "watch"])
     try:
         # It tells nothing when it is ready: it is, once it has a socket for the kernel's events.
         until(host, "ss -f netlink -p | grep -q macvm", "shim watch never listened")
-        yield
+        yield running
     finally:
         running.signal(15)
         assert running.wait(20) == 0
@@ -104,13 +104,15 @@ def test_a_guest_is_found_again_when_dhcp_gives_it_another_address(dhcp: KvmHost
 
 
 def test_watch_outlives_libvirtd(dhcp: KvmHost) -> None:
-    with watching(dhcp):
+    with watching(dhcp) as watch:
         until(dhcp, "ip route | grep -q 'dev mv-eth0 proto 109'", "the guest was never served", 60)
         dhcp.sh("kill -9 $(cat /run/libvirtd.pid); sleep 0.3; libvirtd --daemon --pid-file /run/libvirtd.pid")
         # It answers before it has found its machines again.
         until(dhcp, "virsh domstate asker | grep -q running", "libvirtd never came back")
         dhcp.sh("virsh destroy asker")
         until(dhcp, "! ip route | grep -q 'proto 109'", "the route of a guest that is gone stays")
+    # Had it gone on unnoticed, libvirt's events would be lost from then on.
+    assert "libvirt is back" in watch.stderr
 
 
 def test_delete_takes_the_route_of_an_address_that_was_heard(host: KvmHost, dhcp: KvmHost) -> None:
