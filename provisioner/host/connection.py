@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 from provisioner.errors import HypervisorFailed, NotFound, Taken, Unable
@@ -35,7 +36,7 @@ _QUIET = 1.0
 #: How long a daemon on this host may take to let a client in.
 _OPEN_SECONDS = 8.0
 #: How long one that has ended may take to come back, as in a restart: 0.8 s were seen, 1 s beside other work.
-_RESTART_SECONDS = 3.0
+_RESTART_SECONDS, _RESTART_TURN = 3.0, 0.05
 
 T = TypeVar("T")
 
@@ -98,7 +99,9 @@ def _our_error(error: libvirt.libvirtError, doing: str) -> Exception:
 
 
 def _has_ended(error: libvirt.libvirtError) -> bool:
-    return any(sign in (error.get_error_message() or "").lower() for sign in _GONE)
+    message = (error.get_error_message() or "").lower()
+    # QEMU's monitor ends in the same words, and keepalive ends the connection to a daemon that runs.
+    return any(sign in message for sign in _GONE) and not any(sign in message for sign in ("monitor", "keepalive"))
 
 
 class _Attempt:
@@ -134,6 +137,8 @@ class Connection:
         self._connection: libvirt.virConnect | None = None
         self._attempt: _Attempt | None = None
         self._opening = threading.Lock()
+        #: The run of the daemon's that it leads to, and whether another was waited for in vain.
+        self._opened_to, self._given_up = "", False
         #: Whether it is watched for events, of which another connection would bring none.
         self._watched = False
 
@@ -150,6 +155,7 @@ class Connection:
             if self._connection is None:
                 self.open_ahead()
                 self._connection = self._connect()
+                self._opened_to = self.daemon()
             return self._connection
 
     def open_for_events(self) -> libvirt.virConnect:
@@ -164,11 +170,23 @@ class Connection:
         try:
             return question(connection)
         except libvirt.libvirtError as error:
-            if self._watched or not _has_ended(error):
+            if self._watched or not _has_ended(error) or not self._is_another_daemon():
                 raise
+        with self._opening:
             if self._connection is connection:
-                self.close()
+                self._connection = None
         return question(self._open_again())
+
+    def _is_another_daemon(self) -> bool:
+        """Waits for one. The same one, of this host, may have hung, and what it was asked to change be still to come;
+        of what was asked of one far away nothing is known."""
+        deadline = time.monotonic() + _RESTART_SECONDS
+        while is_local(self.uri) and not self._given_up:
+            if self.daemon() not in ("", self._opened_to):
+                return True
+            self._given_up = time.monotonic() >= deadline
+            time.sleep(_RESTART_TURN)
+        return False
 
     def _open_again(self) -> libvirt.virConnect:
         deadline = time.monotonic() + _RESTART_SECONDS
@@ -178,7 +196,16 @@ class Connection:
             except HypervisorFailed:
                 if time.monotonic() >= deadline:
                     raise
-            time.sleep(0.05)
+            time.sleep(_RESTART_TURN)
+
+    def daemon(self) -> str:
+        """Tells one run of the local daemon from another: after a restart no call of an earlier client is in flight."""
+        for name in ("virtqemud", "libvirtd"):
+            with contextlib.suppress(OSError, IndexError):
+                pid = int(Path(f"/run/{name}.pid").read_text())
+                started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+                return f"{name} {pid} {started}"
+        return ""
 
     def _connect(self) -> libvirt.virConnect:
         assert self._attempt is not None

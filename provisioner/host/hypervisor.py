@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from provisioner.errors import HypervisorFailed, NoSlot, NotFound, Taken
 from provisioner.host import log
@@ -157,15 +156,6 @@ class Hypervisor(Connection):
             found = self.asked(lambda daemon: daemon.getDomainCapabilities(None, arch, machine, virt_type))
         kinds = re.search(r"<enum name='firmware'>(.*?)</enum>", found, re.DOTALL)
         return kinds is not None and "<value>efi</value>" in kinds[1]
-
-    def daemon(self) -> str:
-        """Tells one run of the local daemon from another: after a restart no call of an earlier client is in flight."""
-        for name in ("virtqemud", "libvirtd"):
-            with contextlib.suppress(OSError, IndexError):
-                pid = int(Path(f"/run/{name}.pid").read_text())
-                started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-                return f"{name} {pid} {started}"
-        return ""
 
     # changing
 
