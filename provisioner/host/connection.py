@@ -181,7 +181,7 @@ class Connection:
         """Waits for one. The same one, of this host, may have hung, and what it was asked to change be still to come;
         of what was asked of one far away nothing is known."""
         deadline = time.monotonic() + _RESTART_SECONDS
-        while is_local(self.uri) and not self._given_up:
+        while is_local(self.uri) and self._opened_to and not self._given_up:
             if self.daemon() not in ("", self._opened_to):
                 return True
             self._given_up = time.monotonic() >= deadline
@@ -201,7 +201,8 @@ class Connection:
     def daemon(self) -> str:
         """Tells one run of the local daemon from another: after a restart no call of an earlier client is in flight."""
         for name in ("virtqemud", "libvirtd"):
-            with contextlib.suppress(OSError, IndexError):
+            # A daemon that begins has emptied its file before it writes to it.
+            with contextlib.suppress(OSError, IndexError, ValueError):
                 pid = int(Path(f"/run/{name}.pid").read_text())
                 started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
                 return f"{name} {pid} {started}"
