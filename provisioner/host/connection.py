@@ -137,10 +137,8 @@ class Connection:
         self._connection: libvirt.virConnect | None = None
         self._attempt: _Attempt | None = None
         self._opening = threading.Lock()
-        #: The run of the daemon's that it leads to, and whether another was waited for in vain.
-        self._opened_to, self._given_up = "", False
-        #: Whether it is watched for events, of which another connection would bring none.
-        self._watched = False
+        #: The run of the daemon's that it leads to, of which another may take the place; "" where none is waited for.
+        self._followed = ""
 
     def open_ahead(self) -> None:
         """Begins to connect beside whatever the caller does next, such as imports; `open` waits for it."""
@@ -155,7 +153,9 @@ class Connection:
             if self._connection is None:
                 self.open_ahead()
                 self._connection = self._connect()
-                self._opened_to = self.daemon()
+                # The same one may have hung, and what it was asked to change be still to come; of what was asked of one
+                # far away nothing is known.
+                self._followed = self.daemon() if is_local(self.uri) else ""
             return self._connection
 
     def open_for_events(self) -> libvirt.virConnect:
@@ -170,7 +170,7 @@ class Connection:
         try:
             return question(connection)
         except libvirt.libvirtError as error:
-            if self._watched or not _has_ended(error) or not self._is_another_daemon():
+            if not _has_ended(error) or not self._is_another_daemon():
                 raise
         with self._opening:
             if self._connection is connection:
@@ -178,13 +178,13 @@ class Connection:
         return question(self._open_again())
 
     def _is_another_daemon(self) -> bool:
-        """Waits for one. The same one, of this host, may have hung, and what it was asked to change be still to come;
-        of what was asked of one far away nothing is known."""
+        """Waits for one, and in vain only once."""
         deadline = time.monotonic() + _RESTART_SECONDS
-        while is_local(self.uri) and self._opened_to and not self._given_up:
-            if self.daemon() not in ("", self._opened_to):
+        while self._followed:
+            if self.daemon() not in ("", self._followed):
                 return True
-            self._given_up = time.monotonic() >= deadline
+            if time.monotonic() >= deadline:
+                self._followed = ""
             time.sleep(_RESTART_TURN)
         return False
 

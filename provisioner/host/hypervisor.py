@@ -14,7 +14,7 @@ from provisioner.errors import HypervisorFailed, NoSlot, NotFound, Taken
 from provisioner.host import log
 from provisioner.host.connection import Connection, libvirt, translated
 from provisioner.model.found import OFF, FoundMachine
-from provisioner.model.names import printable
+from provisioner.model.names import UUID, printable
 from provisioner.model.uri import is_local
 
 _STATES = {
@@ -27,8 +27,6 @@ _STATES = {
     libvirt.VIR_DOMAIN_CRASHED: "crashed",
     libvirt.VIR_DOMAIN_PMSUSPENDED: "suspended",
 }
-
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Hypervisor(Connection):
@@ -85,7 +83,7 @@ class Hypervisor(Connection):
             return None  # not UTF-8, as no domain's name can be
         with translated(f"to look for {printable(name, 70)}"):
             looks = [lambda daemon: daemon.lookupByName(name), lambda daemon: daemon.lookupByUUIDString(name)]
-            for look in reversed(looks) if _UUID.fullmatch(name) else looks:
+            for look in reversed(looks) if UUID.fullmatch(name) else looks:
                 try:
                     return self._found(self.asked(look))
                 except libvirt.libvirtError as error:
@@ -340,11 +338,12 @@ class Hypervisor(Connection):
         with translated("to tell of its domains"):
             events = [connection.domainEventRegisterAny(None, kind, lambda *_: changed(), None) for kind in kinds]
             connection.registerCloseCallback(lambda *_: changed(), None)
-        self._watched = True
+        # Another connection would bring none of these.
+        followed, self._followed = self._followed, ""
         try:
             yield
         finally:
-            self._watched = False
+            self._followed = followed
             for event in events:
                 with contextlib.suppress(libvirt.libvirtError):
                     connection.domainEventDeregisterAny(event)

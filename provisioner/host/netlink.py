@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from provisioner.errors import MacvmError, NotFound
 from provisioner.host import log
+from provisioner.model.names import INTERFACE_NAME_MAX
 from provisioner.model.nic import Address, Interface
 
 _RTM_GETLINK, _RTM_GETADDR, _RTM_GETROUTE, _RTM_GETNEIGH = 18, 22, 26, 30
@@ -27,9 +28,6 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _NTF_SELF, _NTF_PROXY = 0x02, 0x08
 
 ARPHRD_ETHER = 1
-
-#: linux/if.h: the longest name, with the zero that ends it
-_IFNAMSIZ = 16
 
 #: Flag of a dump's answer: something changed meanwhile, and it may not fit together (NLM_F_DUMP_INTR).
 DUMP_INTERRUPTED = 0x10
@@ -155,7 +153,7 @@ def _refusal(data: bytes, offset: int) -> int:
 
 
 def _failed(number: int) -> NetlinkFailed:
-    return NetlinkFailed(f"the kernel refused to show its links: {os.strerror(number)}", "does `ip link` work?")
+    return NetlinkFailed(f"the kernel refused a netlink request: {os.strerror(number)}", "does `ip link` work?")
 
 
 class Monitor:
@@ -227,11 +225,13 @@ def _link(data: bytes) -> Link:
 
 def find_link(name: str) -> Link | None:
     """The kernel is asked for that one: where there are four hundred, all of them take 7 ms."""
-    text = name.encode(errors="replace") + b"\0"
-    if not 1 < len(text) <= _IFNAMSIZ:
+    from provisioner.host.messages import nested  # which who looks at all links has no use for
+
+    text = name.encode(errors="replace")
+    if not 0 < len(text) <= INTERFACE_NAME_MAX:
         return None
-    attribute = struct.pack("HH", 4 + len(text), 3) + text + bytes(-len(text) % 4)  # IFLA_IFNAME
-    with _asked(_RTM_GETLINK, 0, struct.pack("BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0) + attribute) as channel:
+    wanted = nested([(3, text + b"\0")])  # IFLA_IFNAME
+    with _asked(_RTM_GETLINK, 0, struct.pack("BxHiII", socket.AF_UNSPEC, 0, 0, 0, 0) + wanted) as channel:
         data = channel.recv(1 << 18)
     refused = _refusal(data, 0)
     if refused not in (0, errno.ENODEV):

@@ -2,7 +2,8 @@
 
 Settings: `record=FILE` appends the name of each boundary; `kill=NAME` dies there by SIGKILL; `fail=NAME` raises there;
 `pause=NAME:SECONDS` waits there; `stop-libvirtd=NAME` stops the daemon there by SIGSTOP, `kill-libvirtd=NAME` ends it by
-SIGKILL, and `restart-libvirtd=NAME` starts it again after that; `ahead=SECONDS` sets the clock forward. NAME@2 is the second time that it comes there.
+SIGKILL, and `restart-libvirtd=NAME` starts it again after that; `ahead=SECONDS` sets the clock forward. NAME@2 is the
+second time that it comes there.
 """
 
 from __future__ import annotations
